@@ -1,0 +1,502 @@
+"""The typed records that pass between rooms.
+
+Conventions, everywhere unless a docstring says otherwise:
+
+- pixel places are numpy's: ``image[y, x]``, centre of the first pixel at (0, 0); products and packets carry
+  FITS places (first is 1), converted where they are written;
+- images are float32 in DN; sky positions are degrees, ICRS; times are UTC Julian dates;
+- a number that could not be measured is NaN inside the rooms and null in messages, never a sentinel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+import numpy as np
+from astropy.wcs import WCS
+from numpy.typing import NDArray
+
+from stream.core import identity
+from stream.core.psf import PsfModel
+
+F32 = NDArray[np.float32]
+U16 = NDArray[np.uint16]
+Table = NDArray[np.void]  # a numpy structured array
+Row = dict[str, Any]
+
+# Apertures of the survey's catalogues, diameters in px (APCOR1..6).
+APERTURE_DIAMETERS = (2.0, 3.0, 4.0, 6.0, 10.0, 14.0)
+
+SOURCE_DTYPE = np.dtype(
+    [
+        ("sourceid", "i4"),
+        ("x", "f8"), ("y", "f8"),  # px, first is 0
+        ("ra", "f8"), ("dec", "f8"),  # deg, NaN before the astrometric solution
+        ("flux", "f8"), ("sigflux", "f8"),  # DN, total flux of a point source (PSF fit)
+        ("snr", "f4"),
+        ("chi", "f4"),  # r.m.s. of the fit's residuals over the expected one
+        ("sharp", "f4"),  # 0 star-like, > 0 extended, < 0 spike
+        ("flags", "i4"),  # OR of the mask in a 5 x 5 box; -1 on or near an edge
+        ("ap_flux", "f8", (6,)), ("ap_err", "f8", (6,)),  # DN in APERTURE_DIAMETERS
+        ("fwhm", "f4"), ("a", "f4"), ("b", "f4"), ("theta", "f4"),  # px, px, px, rad: moments of the detection
+    ]
+)  # fmt: skip
+
+# A first list of sources, before the PSF is known: what astrometry and PSF estimation start from.
+DETECTION_DTYPE = np.dtype(
+    [
+        ("x", "f8"), ("y", "f8"),  # px, windowed centroid, first is 0
+        ("flux", "f8"), ("peak", "f4"),  # DN, isophotal flux and highest pixel, sky off
+        ("a", "f4"), ("b", "f4"), ("theta", "f4"),  # px, px, rad
+        ("npix", "i4"),
+        ("snr", "f4"),
+        ("flags", "i4"),  # OR of the mask in a 5 x 5 box
+    ]
+)  # fmt: skip
+
+GAIA_DTYPE = np.dtype(
+    [
+        ("source_id", "i8"), ("ra", "f8"), ("dec", "f8"), ("ra_error", "f4"), ("dec_error", "f4"),
+        ("pmra", "f4"), ("pmdec", "f4"), ("parallax", "f4"), ("ref_epoch", "f8"),
+        ("phot_g_mean_mag", "f4"), ("bp_rp", "f4"),
+    ]
+)  # fmt: skip
+
+PS1_DTYPE = np.dtype(
+    [
+        ("objID", "i8"), ("raMean", "f8"), ("decMean", "f8"),
+        ("gMeanPSFMag", "f4"), ("gMeanPSFMagErr", "f4"), ("rMeanPSFMag", "f4"), ("rMeanPSFMagErr", "f4"),
+        ("iMeanPSFMag", "f4"), ("iMeanPSFMagErr", "f4"), ("zMeanPSFMag", "f4"), ("zMeanPSFMagErr", "f4"),
+        ("ps_score", "f4"),  # 1 star, 0 galaxy, NaN unknown
+    ]
+)  # fmt: skip
+
+BRIGHT_DTYPE = np.dtype([("name", "U24"), ("ra", "f8"), ("dec", "f8"), ("vmag", "f4")])
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """One CCD of one exposure, as its primary header tells it.
+
+    ``jd`` is the start (OBSJD; identifiers and ``candidate.jd`` follow from it), ``jd_mid`` the middle of the
+    shutter's opening (SHUTOPEN, SHUTCLSD). ``name`` is the packet's file name without its extension, e.g.
+    ``ztf_20181129252384_000651_zr_c03_o``. ``header`` holds the primary cards that are read where present,
+    missing ones left out (the survey's -9999 counts as missing).
+    """
+
+    name: str
+    imgtype: str  # object, bias, dark, flat
+    field: int
+    fid: int
+    ccdid: int
+    programid: int
+    jd: float
+    jd_mid: float
+    exptime: float
+    ra: float  # telescope pointing, deg; NaN for calibration frames
+    dec: float
+    airmass: float = float("nan")
+    too: bool = False
+    header: Row = field(default_factory=dict)
+
+    @property
+    def nid(self) -> int:
+        """Night identifier."""
+        return identity.nid_of(self.jd)
+
+    @property
+    def expid(self) -> int:
+        """Exposure identifier."""
+        return identity.expid_of(self.jd)
+
+    @property
+    def night(self) -> str:
+        """UT date of the start, YYYYMMDD."""
+        return identity.night_of(self.jd)
+
+    @property
+    def filtercode(self) -> str:
+        """zg, zr or zi."""
+        return identity.FILTER_CODES[self.fid]
+
+
+@dataclass(frozen=True, slots=True)
+class Quadrant:
+    """One readout quadrant of one exposure: who every later record is about."""
+
+    exposure: Exposure
+    qid: int
+
+    @property
+    def rcid(self) -> int:
+        """Readout channel, 0..63."""
+        return identity.rcid_of(self.exposure.ccdid, self.qid)
+
+    @property
+    def rid(self) -> int:
+        """Identifier of this channel's image of this exposure."""
+        return identity.rid_of(self.exposure.expid, self.rcid)
+
+    @property
+    def pid(self) -> int:
+        """Identifier of this image's science processing."""
+        return identity.pid_of(self.rid)
+
+    @property
+    def rfid(self) -> int:
+        """Identifier of the reference image that this quadrant is subtracted from."""
+        return identity.rfid_of(self.exposure.field, self.exposure.fid, self.rcid)
+
+    @property
+    def name(self) -> str:
+        """Product base name, e.g. ``ztf_20181129252384_000651_zr_c03_o_q1``."""
+        return f"{self.exposure.name}_q{self.qid}"
+
+
+@dataclass(frozen=True, slots=True)
+class RawQuadrant:
+    """Pixels as they came: ``image`` (ny, nx) and ``overscan`` (ny, n_overscan), uint16 raw DN.
+
+    Row i of the overscan was read right after row i of the image; its column 0 first.
+    """
+
+    quadrant: Quadrant
+    image: U16
+    overscan: U16
+    gain: float  # e-/DN
+    readnoise: float  # e-
+    saturate: float  # raw DN, bias in
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationFrame:
+    """A bias (DN) or flat (median 1) of one readout channel, with its uncertainty and where it came from."""
+
+    kind: str  # bias, hifreqflat
+    rcid: int
+    fid: int  # 0 for a bias
+    nid: int
+    night: str
+    data: F32
+    unc: F32
+    badpix: U16  # mask bits found while building it
+    n_frames: int
+    calid: str  # the survey's calibration identifier, ztf-facts §2.1
+    qa: Row = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSet:
+    """What a quadrant is calibrated with; ``None`` where nothing valid exists (the quality record says so)."""
+
+    bias: CalibrationFrame | None = None
+    flat: CalibrationFrame | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CalibratedImage:
+    """A quadrant after overscan, linearity, bias and flat; sky still in.
+
+    ``saturate`` is in this image's own DN, sky in. Variance in DN^2 is ``data / gain + (readnoise / gain)^2``,
+    derived, never stored. ``notes`` names what was missing (``no_bias``, ``no_flat``).
+    """
+
+    quadrant: Quadrant
+    data: F32
+    mask: U16
+    gain: float
+    readnoise: float
+    saturate: float
+    overscan_level: float = float("nan")
+    calids: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """Sky of an image: ``level`` and ``rms`` (ny, nx) float32 DN, and their medians."""
+
+    level: F32
+    rms: F32
+    median: float
+    sigma: float  # robust noise per pixel
+
+
+@dataclass(frozen=True, slots=True)
+class Astrometry:
+    """A trusted astrometric solution.
+
+    ``wcs`` is TPV, FITS convention inside (use ``origin=0`` for places of this package). ``rms_ra`` and
+    ``rms_dec`` are arcsec over the matched stars. ``log_chance`` is log10 of the probability that the match is
+    chance. ``infobits`` holds the astrometric bits of INFOBITS.
+    """
+
+    wcs: WCS
+    rms_ra: float
+    rms_dec: float
+    n_matched: int
+    n_catalog: int
+    log_chance: float
+    infobits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroPoint:
+    """m_PS1 - m_inst = magzp + clrcoeff x colour, the survey's keywords; colour is g-r for g and r, r-i for i."""
+
+    magzp: float
+    magzpunc: float
+    magzprms: float
+    clrcoeff: float
+    clrcounc: float
+    zpclrcov: float
+    pcolor: str
+    n_matches: int
+    zpmed: float = float("nan")
+    zpavg: float = float("nan")
+    clrmed: float = float("nan")
+    clravg: float = float("nan")
+    clrrms: float = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class ScienceImage:
+    """Everything known about one calibrated image before subtraction; also what references are made of.
+
+    ``quadrant`` is that of the packet; for an image that came calibrated it is made from its header.
+    ``data`` has its sky in; ``background.level`` is the sky. ``sources`` has ``SOURCE_DTYPE``. ``apcor`` is
+    PSF_mag - AP_mag for ``APERTURE_DIAMETERS``.
+    """
+
+    quadrant: Quadrant
+    data: F32
+    mask: U16
+    gain: float
+    readnoise: float
+    saturate: float
+    background: Background
+    psf: PsfModel
+    astrometry: Astrometry
+    zeropoint: ZeroPoint
+    sources: Table
+    maglim: float
+    infobits: int = 0
+    apcor: tuple[float, ...] = ()
+    apcorunc: tuple[float, ...] = ()
+    calids: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def seeing(self) -> float:
+        """Median FWHM in px, pixel included."""
+        return self.psf.fwhm
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A reference image of one field, filter and readout channel, sky subtracted, on its own grid.
+
+    ``unc`` is the 1-sigma uncertainty per pixel (DN), ``coverage`` the number of inputs per pixel (0: ``data``
+    is NaN there), ``magzp`` its zero point. ``sources`` is its PSF catalogue in its own pixels.
+    """
+
+    rfid: int
+    field: int
+    fid: int
+    rcid: int
+    data: F32
+    unc: F32
+    coverage: NDArray[np.int16]
+    wcs: WCS
+    psf: PsfModel
+    magzp: float
+    sources: Table
+    jd_start: float
+    jd_end: float
+    n_frames: int
+    saturate: float  # DN; pixels at or above it carry no flux to subtract
+    version: str  # short hash of inputs and software
+    inputs: tuple[str, ...] = ()
+    qa: Row = field(default_factory=dict)
+
+
+class PlacePsf(Protocol):
+    """A PSF that can be asked for at any place."""
+
+    def stamp(self, x: float, y: float, size: int = 25) -> F32:
+        """The PSF there, centred on the middle pixel, sum 1 over its 25 x 25 core."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A difference image on the science grid and everything needed to judge what is in it.
+
+    ``data`` is DN on the science zero point, NaN where unusable; ``scorr`` the corrected matched-filter score
+    (unit variance on empty sky), NaN likewise; ``sigma`` the 1-sigma noise per pixel of ``data``;
+    ``score_rms`` what ``ssnrms`` needs, the r.m.s. of the uncorrected score S; ``score`` S itself.
+    ``reference`` is the reference on the science grid in science DN, sky off, NaN outside its coverage.
+    ``mask`` are the science mask's bits, with the reference's defects added.
+    """
+
+    data: F32
+    scorr: F32
+    score: F32
+    sigma: F32
+    psf: PlacePsf
+    fwhm: float  # of the difference PSF at the centre, px
+    reference: F32
+    mask: U16
+    flux_scale: float  # reference DN times this is science DN
+    registration_rms: tuple[float, float]  # px, x and y
+    diffmaglim: float  # 5-sigma, whole quadrant
+
+
+@dataclass(frozen=True, slots=True)
+class Stamps:
+    """Cutouts around a candidate, float32, 63 x 63 except at an edge; science and template with sky off-or-on as
+    the survey's: science as calibrated (sky in), template sky-subtracted on the science grid, difference signed
+    so that the candidate is positive."""
+
+    science: F32
+    template: F32
+    difference: F32
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One extracted event. Mutable: later rooms fill in their fields of the packet.
+
+    ``fields`` has exactly the names of the packet's ``candidate`` record (None where not known yet), ``extra``
+    the names of our own extension record. ``rejected`` says why it is not sent; None: it is.
+    """
+
+    fields: Row
+    extra: Row
+    rejected: str | None = None
+    stamps: Stamps | None = None
+
+    @property
+    def candid(self) -> int:
+        """Candidate identifier."""
+        return int(self.fields["candid"])
+
+
+@dataclass(frozen=True, slots=True)
+class Streak:
+    """A trailed detection in a difference image; positions deg, lengths px, fluxes DN (signed as D)."""
+
+    candid: int
+    ra1: float
+    dec1: float
+    ra2: float
+    dec2: float
+    length: float
+    angle: float  # deg, east of north
+    flux: float
+    sigflux: float
+    mag: float
+    snr: float
+    score: float
+    sig_length: float = float("nan")
+    sig_angle: float = float("nan")
+    sig_cross: float = float("nan")  # px, across the trail
+
+
+class Status(StrEnum):
+    """How a quadrant ended."""
+
+    OK = "ok"
+    NO_REFERENCE = "no_reference"  # science products made, nothing to subtract from
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class QuadrantReport:
+    """The quality record of one quadrant: what `qa.json`, `ztf.quadrants` and the JSON line of `process` carry.
+
+    ``seconds`` (per step, CPU) is wall-clock dependent and therefore not part of ``qa.json``.
+    """
+
+    name: str
+    field: int
+    fid: int
+    ccdid: int
+    qid: int
+    rcid: int
+    programid: int
+    nid: int
+    expid: int
+    rid: int
+    pid: int
+    jd: float
+    jd_mid: float
+    exptime: float
+    status: Status = Status.OK
+    stage: str | None = None  # where it failed
+    reason: str | None = None
+    infobits: int | None = None
+    seeing: float | None = None
+    magzp: float | None = None
+    magzpunc: float | None = None
+    magzprms: float | None = None
+    clrcoeff: float | None = None
+    clrcounc: float | None = None
+    maglim: float | None = None
+    astrrms1: float | None = None  # deg, as the survey's keyword
+    astrrms2: float | None = None
+    astromn: int | None = None
+    scibckgnd: float | None = None
+    scisigpix: float | None = None
+    diffmaglim: float | None = None
+    rfid: int | None = None
+    reference_version: str | None = None
+    n_sources: int | None = None
+    n_candidates: int | None = None
+    n_rejected: int | None = None
+    n_streaks: int | None = None
+    rejected: dict[str, int] = field(default_factory=dict)
+    corners: list[float] = field(default_factory=list)  # ra1, dec1 .. ra4, dec4 (deg) of the image corners
+    calids: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class QuadrantResult:
+    """All that the science makes of one quadrant."""
+
+    report: QuadrantReport
+    quadrant: Quadrant
+    science: ScienceImage | None = None
+    reference: Reference | None = None
+    difference: Difference | None = None
+    candidates: list[Candidate] = field(default_factory=list)
+    streaks: list[Streak] = field(default_factory=list)
+    traceback: str | None = None
+
+
+class QuadrantInputs(Protocol):
+    """What the science asks of the outside: calibration, catalogues, references. Implemented by ``archive``."""
+
+    def calibration(self, quadrant: Quadrant) -> CalibrationSet:
+        """Newest valid frames before the exposure."""
+        ...
+
+    def gaia(self, ra: float, dec: float, radius: float) -> Table:
+        """Gaia stars (``GAIA_DTYPE``) within ``radius`` deg; empty where nothing is imported."""
+        ...
+
+    def ps1(self, ra: float, dec: float, radius: float) -> Table:
+        """Pan-STARRS1 objects (``PS1_DTYPE``) within ``radius`` deg."""
+        ...
+
+    def bright(self, ra: float, dec: float, radius: float) -> Table:
+        """Bright stars (``BRIGHT_DTYPE``) within ``radius`` deg."""
+        ...
+
+    def reference(self, quadrant: Quadrant) -> Reference | None:
+        """The current reference of that field, filter and channel."""
+        ...
