@@ -30,12 +30,20 @@ def polynomial_terms(x: ArrayLike, y: ArrayLike, shape: tuple[int, int], degree:
     return np.stack(terms, axis=1)
 
 
-def _spline_weights(positions: NDArray[np.float64], n: int) -> NDArray[np.float32]:
-    """Cubic B-spline weights (..., n) of grid nodes 0..n-1 for fractional node positions (...)."""
-    t = np.abs(positions[..., None] - np.arange(n))
-    near = (4.0 - 6.0 * t**2 + 3.0 * t**3) / 6.0
-    far = (2.0 - t) ** 3 / 6.0
-    weights: NDArray[np.float32] = np.where(t < 1.0, near, np.where(t < 2.0, far, 0.0)).astype(np.float32)
+def _spline_weights(shift: NDArray[np.float64], size: int, oversample: int, n: int) -> NDArray[np.float32]:
+    """Cubic B-spline weights (n_places, size, n) that read ``size`` pixels off a grid of ``n`` nodes.
+
+    ``shift`` is the place's offset from its nearest pixel. All pixels of a stamp meet the nodes at the same
+    fraction, so four weights a place are computed and laid out; everything else is zero.
+    """
+    first = (-(size // 2) - shift) * oversample + n // 2  # node position of the stamp's first pixel
+    base = np.floor(first).astype(int)
+    t = first - base
+    taps = np.stack([(1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 4 - 6 * (1 - t) ** 2 + 3 * (1 - t) ** 3, t**3], axis=1) / 6
+    node = base[:, None, None] - 1 + oversample * np.arange(size)[None, :, None] + np.arange(4)[None, None, :]
+    weights = np.zeros((len(shift), size, n), np.float32)
+    place, pixel, tap = np.nonzero((node >= 0) & (node < n))
+    weights[place, pixel, node[place, pixel, tap]] = taps[place, tap]
     return weights
 
 
@@ -116,9 +124,8 @@ class PsfModel:
         self, grids: NDArray[np.float32], dx: NDArray[np.float64], dy: NDArray[np.float64], size: int
     ) -> NDArray[np.float32]:
         n = self.basis.shape[1]
-        offsets = np.arange(size) - size // 2
-        wx = _spline_weights((offsets[None, :] - dx[:, None]) * self.oversample + n // 2, n)
-        wy = _spline_weights((offsets[None, :] - dy[:, None]) * self.oversample + n // 2, n)
+        wx = _spline_weights(dx, size, self.oversample, n)
+        wy = _spline_weights(dy, size, self.oversample, n)
         out: NDArray[np.float32] = np.matmul(np.matmul(wy, grids), wx.transpose(0, 2, 1))
         return out
 

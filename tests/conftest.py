@@ -1,0 +1,25 @@
+"""Fixtures that every room's tests may use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# One thread a process, as in the workers: results and times do not depend on the machine's core count.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))  # tests/synthetic.py
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real survey data beside the project; skips the test where it is absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("real survey data (../shared/data) is not beside this checkout")
+    return folder
