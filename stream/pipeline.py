@@ -1,0 +1,281 @@
+"""The science of one quadrant, as a table of contents: raw pixels in, everything we know about them out.
+
+Pure: pixels, calibration frames, catalogues and the reference come in as arrays and records through
+``QuadrantInputs``; no file, topic or clock is touched but the CPU clock that fills ``report.seconds``. The
+stream, the offline ``process`` command, the tests and a notebook call the same function.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from stream.astrometry import solve, wcs_cards
+from stream.calibrate import calibrate, mask_halos
+from stream.core.camera import FULL, Camera, nominal_wcs
+from stream.core.errors import Permanent, Retriable
+from stream.core.flags import BAD_BITS, Mask
+from stream.core.records import (
+    Astrometry,
+    CalibratedImage,
+    Quadrant,
+    QuadrantInputs,
+    QuadrantReport,
+    QuadrantResult,
+    RawQuadrant,
+    Reference,
+    ScienceImage,
+    Status,
+)
+from stream.enrich import match_catalogs
+from stream.extract import extract, find_streaks
+from stream.photometry import (
+    build_psf,
+    detect,
+    estimate_background,
+    fit_zeropoint,
+    mark_sources,
+    maglim,
+    measure_sources,
+    photometric_infobits,
+    with_sky_positions,
+)
+from stream.subtract import subtract
+
+# Catalogue cones reach this far beyond the quadrant's half diagonal (deg): the pointing may be off by four
+# arcminutes, a halo star may stand 367 arcsec outside, alerts look for neighbours within 90 arcsec.
+CONE_MARGIN = 0.12
+# Gaia stars fainter than what a 30 s exposure shows only feed chance matches.
+GAIA_FAINT_LIMIT = 20.5
+
+
+@dataclass(frozen=True, slots=True)
+class ScienceSettings:
+    """What the science may be asked to do differently."""
+
+    camera: Camera = FULL
+    detection_sigma: float = 4.0  # first detection list, in units of the matched-filter noise
+    subtract: bool = True  # False: science products only, as for reference building
+
+
+class Stopwatch:
+    """CPU seconds of this process by named step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.current = "start"
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time a block; the name survives in ``current`` if it raises."""
+        self.current = name
+        start = time.process_time()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.process_time() - start, 4)
+
+
+def process_quadrant(
+    raw: RawQuadrant, inputs: QuadrantInputs, settings: ScienceSettings | None = None
+) -> QuadrantResult:
+    """Calibrate, measure, subtract and search one raw quadrant.
+
+    Returns
+    -------
+    QuadrantResult
+        Never raises for the input's sake: a permanent failure is in ``report`` (status, stage, reason) and
+        ``traceback``, with what was made before it. ``Retriable`` errors of ``inputs`` pass through.
+    """
+    settings = settings or ScienceSettings()
+    watch = Stopwatch()
+    result = QuadrantResult(report=new_report(raw.quadrant), quadrant=raw.quadrant)
+    with _outcome(result, watch):
+        with watch.step("calibrate"):
+            image = calibrate(raw, inputs.calibration(raw.quadrant))
+        result.report.calids, result.report.notes = list(image.calids), list(image.notes)
+        result.science = make_science(image, inputs, settings, watch)
+        report_science(result.report, result.science)
+        if settings.subtract:
+            search(result, inputs, watch)
+    return result
+
+
+def process_science(
+    science: ScienceImage, inputs: QuadrantInputs, watch: Stopwatch | None = None
+) -> QuadrantResult:
+    """Subtract and search an image that is calibrated already (from the store, or from another system)."""
+    watch = watch or Stopwatch()
+    result = QuadrantResult(report=new_report(science.quadrant), quadrant=science.quadrant, science=science)
+    with _outcome(result, watch):
+        report_science(result.report, science)
+        search(result, inputs, watch)
+    return result
+
+
+def make_science(
+    image: CalibratedImage, inputs: QuadrantInputs, settings: ScienceSettings, watch: Stopwatch
+) -> ScienceImage:
+    """From calibrated pixels to a science image: sky, WCS, PSF, sources, zero point, masks, quality word."""
+    exposure = image.quadrant.exposure
+    guess = nominal_wcs(settings.camera, exposure.ra, exposure.dec, image.quadrant.rcid)
+    radius = 0.5 * np.hypot(*image.data.shape) * settings.camera.pixel_scale / 3600.0 + CONE_MARGIN
+    ra0, dec0 = (float(v) for v in guess.wcs.crval)
+    with watch.step("background"):
+        background = estimate_background(image.data, image.mask)
+    with watch.step("detect"):
+        detections = detect(image.data, background, image.mask, settings.detection_sigma)
+    with watch.step("astrometry"):
+        gaia = inputs.gaia(ra0, dec0, radius)
+        gaia = gaia[gaia["phot_g_mean_mag"] < GAIA_FAINT_LIMIT]
+        astrometry = solve(detections, gaia, guess, exposure.jd_mid, image.data.shape)
+    return measure_science(image, detections, background, astrometry, inputs, (ra0, dec0, radius), watch)
+
+
+def measure_science(
+    image: CalibratedImage,
+    detections: np.ndarray,
+    background,  # type: ignore[no-untyped-def]
+    astrometry: Astrometry,
+    inputs: QuadrantInputs,
+    cone: tuple[float, float, float],
+    watch: Stopwatch,
+) -> ScienceImage:
+    """PSF, sources, zero point and masks of an image whose WCS is known."""
+    noise = image.gain, image.readnoise
+    with watch.step("psf"):
+        psf = build_psf(image.data, background, detections, image.mask, *noise, image.saturate)
+    with watch.step("photometry"):
+        sources, apertures = measure_sources(image.data, background, psf, detections, image.mask, *noise)
+        sources = with_sky_positions(sources, astrometry.wcs)
+    with watch.step("zeropoint"):
+        zeropoint = fit_zeropoint(sources, inputs.ps1(*cone), image.quadrant.exposure.fid)
+    with watch.step("mask"):
+        mask = mask_halos(image.mask, astrometry.wcs, inputs.bright(*cone), 1.0125)
+        mask = mark_sources(mask, sources)
+    depth = maglim(psf, background, zeropoint)
+    infobits = astrometry.infobits | photometric_infobits(
+        background, psf, sources, len(detections), zeropoint, depth, saturated=_fraction(image.mask)
+    )
+    return ScienceImage(
+        image.quadrant, image.data, mask, *noise, image.saturate, background, psf, astrometry, zeropoint, sources,
+        depth, infobits, apertures.values, apertures.uncertainties, image.calids, image.notes,
+    )  # fmt: skip
+
+
+def search(result: QuadrantResult, inputs: QuadrantInputs, watch: Stopwatch) -> None:
+    """Subtract the reference and fill ``result`` with the difference, its candidates and streaks."""
+    science, report = result.science, result.report
+    if science is None:
+        raise ValueError("search needs a science image")
+    reference = inputs.reference(science.quadrant)
+    if reference is None:
+        report.status = Status.NO_REFERENCE
+        report.reason = (
+            f"no reference for field {report.field}, rcid {report.rcid}, filter {report.fid}: science products made, "
+            "no candidates; make one with `ztf-stream reference build`"
+        )
+        return
+    result.reference = reference
+    with watch.step("subtract"):
+        result.difference = subtract(science, reference)
+    with watch.step("extract"):
+        result.candidates = extract(science, reference, result.difference)
+    with watch.step("streaks"):
+        result.streaks = find_streaks(science, result.difference)
+    with watch.step("catalogs"):
+        _match(result, reference, inputs)
+    _report_search(result)
+
+
+def _match(result: QuadrantResult, reference: Reference, inputs: QuadrantInputs) -> None:
+    science = result.science
+    assert science is not None  # noqa: S101 - `search` checked
+    ny, nx = science.data.shape
+    ra0, dec0 = (float(v) for v in science.astrometry.wcs.all_pix2world((nx - 1) / 2, (ny - 1) / 2, 0))
+    radius = 0.5 * float(np.hypot(nx, ny)) * 1.0125 / 3600.0 + CONE_MARGIN
+    match_catalogs(result.candidates, inputs.ps1(ra0, dec0, radius), inputs.gaia(ra0, dec0, radius))
+
+
+@contextmanager
+def _outcome(result: QuadrantResult, watch: Stopwatch) -> Iterator[None]:
+    """Turn whatever the input provokes into a status with stage and reason; let retriable errors pass."""
+    try:
+        yield
+    except Retriable:
+        raise
+    except Permanent as error:
+        _fail(result, error.stage, str(error))
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # a defect of ours met by this input: the worker must survive it and say so
+        _fail(result, watch.current, f"{type(error).__name__}: {error}")
+    finally:
+        result.report.seconds = watch.seconds
+
+
+def _fail(result: QuadrantResult, stage: str, reason: str) -> None:
+    result.report.status, result.report.stage, result.report.reason = Status.FAILED, stage, reason
+    result.traceback = traceback.format_exc()
+    result.candidates, result.streaks = [], []
+
+
+def _fraction(mask: np.ndarray) -> float:
+    return float(np.mean((mask & int(Mask.SATURATED)) != 0))
+
+
+def new_report(quadrant: Quadrant) -> QuadrantReport:
+    """A quality record with the quadrant's identity and nothing else."""
+    e = quadrant.exposure
+    return QuadrantReport(
+        quadrant.name, e.field, e.fid, e.ccdid, quadrant.qid, quadrant.rcid, e.programid, e.nid, e.expid,
+        quadrant.rid, quadrant.pid, e.jd, e.jd_mid, e.exptime,
+    )  # fmt: skip
+
+
+def report_science(report: QuadrantReport, science: ScienceImage) -> None:
+    """Fill the science figures of a quality record."""
+    zp, astrometry = science.zeropoint, science.astrometry
+    ny, nx = science.data.shape
+    ra, dec = astrometry.wcs.all_pix2world(
+        [-0.5, nx - 0.5, nx - 0.5, -0.5], [-0.5, -0.5, ny - 0.5, ny - 0.5], 0
+    )
+    cards = wcs_cards(astrometry)
+    report.infobits, report.seeing, report.maglim = science.infobits, science.seeing, science.maglim
+    report.magzp, report.magzpunc, report.magzprms = zp.magzp, zp.magzpunc, zp.magzprms
+    report.clrcoeff, report.clrcounc = zp.clrcoeff, zp.clrcounc
+    report.astrrms1, report.astrrms2 = float(cards["ASTRRMS1"]), float(cards["ASTRRMS2"])
+    report.astromn = astrometry.n_matched
+    report.scibckgnd, report.scisigpix = science.background.median, science.background.sigma
+    report.n_sources = len(science.sources)
+    report.corners = [float(v) for pair in zip(ra, dec, strict=True) for v in pair]
+    report.calids, report.notes = list(science.calids), list(science.notes)
+
+
+def _report_search(result: QuadrantResult) -> None:
+    report, reference, difference = result.report, result.reference, result.difference
+    assert reference is not None and difference is not None  # noqa: S101 - `search` made them
+    report.rfid, report.reference_version = reference.rfid, reference.version
+    report.diffmaglim = difference.diffmaglim
+    reasons = [c.rejected for c in result.candidates if c.rejected is not None]
+    report.rejected = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+    report.n_rejected, report.n_candidates = len(reasons), len(result.candidates) - len(reasons)
+    report.n_streaks = len(result.streaks)
+
+
+__all__ = [
+    "BAD_BITS",
+    "ScienceSettings",
+    "Stopwatch",
+    "make_science",
+    "measure_science",
+    "new_report",
+    "process_quadrant",
+    "process_science",
+    "replace",
+]
