@@ -6,9 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def error_rates(
-    scores: NDArray[np.float32], labels: NDArray[np.bool_], threshold: float
-) -> tuple[float, float]:
+def error_rates(scores: NDArray[np.float32], labels: NDArray[np.bool_], threshold: float) -> tuple[float, float]:
     """False negative and false positive rate at a threshold (score >= threshold is called real)."""
     real, bogus = scores[labels], scores[~labels]
     fnr = float(np.mean(real < threshold)) if len(real) else float("nan")
@@ -24,9 +22,7 @@ def equal_error(scores: NDArray[np.float32], labels: NDArray[np.bool_]) -> tuple
     return float(thresholds[best]), float(rates[best].mean())
 
 
-def completeness_at_purity(
-    scores: NDArray[np.float32], labels: NDArray[np.bool_], purity: float = 0.95
-) -> float:
+def completeness_at_purity(scores: NDArray[np.float32], labels: NDArray[np.bool_], purity: float = 0.95) -> float:
     """Largest fraction of the real ones kept by a threshold whose selection is at least this pure; 0 if none is."""
     order = np.argsort(-scores, kind="stable")
     kept_real = np.cumsum(labels[order])

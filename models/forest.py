@@ -24,9 +24,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def train_forest(
-    features: NDArray[np.float32], labels: NDArray[np.bool_], seed: int
-) -> RandomForestClassifier:
+def train_forest(features: NDArray[np.float32], labels: NDArray[np.bool_], seed: int) -> RandomForestClassifier:
     """Fit the forest; deterministic for a seed and a library version."""
     forest = RandomForestClassifier(random_state=seed, n_jobs=1, **SETTINGS)
     return forest.fit(features, labels)

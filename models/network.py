@@ -97,9 +97,7 @@ def train_network(
     n_real = max(int(labels.sum()), 1)
     n_bogus = max(len(labels) - n_real, 1)
     weights = {0: len(labels) / (2 * n_bogus), 1: len(labels) / (2 * n_real)}
-    stop = tf.keras.callbacks.EarlyStopping(
-        "val_loss", patience=SETTINGS["patience"], restore_best_weights=True
-    )
+    stop = tf.keras.callbacks.EarlyStopping("val_loss", patience=SETTINGS["patience"], restore_best_weights=True)
     history = network.fit(
         batches,
         validation_data=(validation[0], validation[1].astype(np.float32)),

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,9 +19,11 @@ from stream.astrometry import solve, wcs_cards
 from stream.calibrate import calibrate, mask_halos
 from stream.core.camera import FULL, Camera, nominal_wcs
 from stream.core.errors import Permanent, Retriable
-from stream.core.flags import BAD_BITS, Mask
+from stream.core.flags import Mask
 from stream.core.records import (
+    U16,
     Astrometry,
+    Background,
     CalibratedImage,
     Quadrant,
     QuadrantInputs,
@@ -31,6 +33,7 @@ from stream.core.records import (
     Reference,
     ScienceImage,
     Status,
+    Table,
 )
 from stream.enrich import match_catalogs
 from stream.extract import extract, find_streaks
@@ -39,8 +42,8 @@ from stream.photometry import (
     detect,
     estimate_background,
     fit_zeropoint,
-    mark_sources,
     maglim,
+    mark_sources,
     measure_sources,
     photometric_infobits,
     with_sky_positions,
@@ -106,9 +109,7 @@ def process_quadrant(
     return result
 
 
-def process_science(
-    science: ScienceImage, inputs: QuadrantInputs, watch: Stopwatch | None = None
-) -> QuadrantResult:
+def process_science(science: ScienceImage, inputs: QuadrantInputs, watch: Stopwatch | None = None) -> QuadrantResult:
     """Subtract and search an image that is calibrated already (from the store, or from another system)."""
     watch = watch or Stopwatch()
     result = QuadrantResult(report=new_report(science.quadrant), quadrant=science.quadrant, science=science)
@@ -139,8 +140,8 @@ def make_science(
 
 def measure_science(
     image: CalibratedImage,
-    detections: np.ndarray,
-    background,  # type: ignore[no-untyped-def]
+    detections: Table,
+    background: Background,
     astrometry: Astrometry,
     inputs: QuadrantInputs,
     cone: tuple[float, float, float],
@@ -195,7 +196,7 @@ def search(result: QuadrantResult, inputs: QuadrantInputs, watch: Stopwatch) -> 
 
 def _match(result: QuadrantResult, reference: Reference, inputs: QuadrantInputs) -> None:
     science = result.science
-    assert science is not None  # noqa: S101 - `search` checked
+    assert science is not None  # `search` checked it
     ny, nx = science.data.shape
     ra0, dec0 = (float(v) for v in science.astrometry.wcs.all_pix2world((nx - 1) / 2, (ny - 1) / 2, 0))
     radius = 0.5 * float(np.hypot(nx, ny)) * 1.0125 / 3600.0 + CONE_MARGIN
@@ -225,7 +226,7 @@ def _fail(result: QuadrantResult, stage: str, reason: str) -> None:
     result.candidates, result.streaks = [], []
 
 
-def _fraction(mask: np.ndarray) -> float:
+def _fraction(mask: U16) -> float:
     return float(np.mean((mask & int(Mask.SATURATED)) != 0))
 
 
@@ -242,9 +243,7 @@ def report_science(report: QuadrantReport, science: ScienceImage) -> None:
     """Fill the science figures of a quality record."""
     zp, astrometry = science.zeropoint, science.astrometry
     ny, nx = science.data.shape
-    ra, dec = astrometry.wcs.all_pix2world(
-        [-0.5, nx - 0.5, nx - 0.5, -0.5], [-0.5, -0.5, ny - 0.5, ny - 0.5], 0
-    )
+    ra, dec = astrometry.wcs.all_pix2world([-0.5, nx - 0.5, nx - 0.5, -0.5], [-0.5, -0.5, ny - 0.5, ny - 0.5], 0)
     cards = wcs_cards(astrometry)
     report.infobits, report.seeing, report.maglim = science.infobits, science.seeing, science.maglim
     report.magzp, report.magzpunc, report.magzprms = zp.magzp, zp.magzpunc, zp.magzprms
@@ -259,23 +258,11 @@ def report_science(report: QuadrantReport, science: ScienceImage) -> None:
 
 def _report_search(result: QuadrantResult) -> None:
     report, reference, difference = result.report, result.reference, result.difference
-    assert reference is not None and difference is not None  # noqa: S101 - `search` made them
+    assert reference is not None
+    assert difference is not None
     report.rfid, report.reference_version = reference.rfid, reference.version
     report.diffmaglim = difference.diffmaglim
     reasons = [c.rejected for c in result.candidates if c.rejected is not None]
     report.rejected = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
     report.n_rejected, report.n_candidates = len(reasons), len(result.candidates) - len(reasons)
     report.n_streaks = len(result.streaks)
-
-
-__all__ = [
-    "BAD_BITS",
-    "ScienceSettings",
-    "Stopwatch",
-    "make_science",
-    "measure_science",
-    "new_report",
-    "process_quadrant",
-    "process_science",
-    "replace",
-]

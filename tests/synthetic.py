@@ -40,9 +40,7 @@ def paint(
     return image
 
 
-def add_noise(
-    image: NDArray[np.float64], sky: float, gain: float, readnoise: float, seed: int
-) -> NDArray[np.float32]:
+def add_noise(image: NDArray[np.float64], sky: float, gain: float, readnoise: float, seed: int) -> NDArray[np.float32]:
     """The image with sky, photon noise and read noise (e-), in DN."""
     rng = np.random.default_rng(seed)
     electrons = rng.poisson(np.clip((image + sky) * gain, 0, None)) + rng.normal(0, readnoise, image.shape)

@@ -83,9 +83,7 @@ class PsfModel:
         coefficients = [ndimage.spline_filter(grid.astype(np.float64), order=3, mode="mirror") for grid in self.basis]
         object.__setattr__(self, "_coefficients", np.asarray(coefficients, np.float32))
 
-    def stamps(
-        self, x: ArrayLike, y: ArrayLike, size: int = STAMP, *, subpixel: bool = True
-    ) -> NDArray[np.float32]:
+    def stamps(self, x: ArrayLike, y: ArrayLike, size: int = STAMP, *, subpixel: bool = True) -> NDArray[np.float32]:
         """PSF images at places.
 
         Parameters
