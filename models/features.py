@@ -14,7 +14,8 @@ STAMP_SIDE = 63
 # Figures of the packet as they are; missing ones become NaN, which the forest handles by itself.
 _DIRECT = (
     "magpsf", "sigmapsf", "chipsf", "magdiff", "fwhm", "classtar", "magfromlim", "seeratio", "aimagerat", "bimagerat",
-    "elong", "nneg", "nbad", "sumrat", "scorr", "dsnrms", "ssnrms", "dsdiff", "distnr", "chinr", "sharpnr", "mindtoedge",
+    "elong", "nneg", "nbad", "sumrat", "scorr", "dsnrms", "ssnrms", "dsdiff", "distnr", "chinr", "sharpnr",
+    "mindtoedge",
 )  # fmt: skip
 # Derived ones: what the difference is compared with what stands there in the reference.
 _DERIVED = ("contrast", "snr", "sign")

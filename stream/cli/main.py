@@ -1,0 +1,93 @@
+"""The tree of commands. Each command's module is imported only when it is called, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+# command -> (module, name of the typer app or function in it, one line of help)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "demo": ("stream.cli.demo", "demo", "A small night from raw packets to alerts on this machine, with a summary."),
+    "run": ("stream.cli.run", "run", "The whole system on this machine, until Ctrl-C."),
+    "worker": ("stream.cli.run", "worker", "One kind of worker: pixel, score, enrich, link, monitor, archive, emit."),
+    "status": ("stream.cli.status", "status", "What is late, what failed, who is alive."),
+    "simulate": ("stream.cli.simulate", "simulate", "A night of raw packets from a sky that is known."),
+    "catalog": ("stream.cli.catalog", "app", "Import Gaia, Pan-STARRS, bright stars and orbits."),
+    "calibration": ("stream.cli.build", "calibration_app", "Build bias and flat frames."),
+    "reference": ("stream.cli.build", "reference_app", "Build reference images."),
+    "process": ("stream.cli.process", "process", "Packets to products and alert files, without a broker."),
+    "ingest": ("stream.cli.ingest", "ingest", "Raw packets onto Kafka, each once."),
+    "topics": ("stream.cli.topics", "app", "topics.yaml against a broker."),
+    "alerts": ("stream.cli.alerts", "app", "Read alerts as a subscriber."),
+    "deadletter": ("stream.cli.deadletter", "app", "What failed, why, and try again."),
+    "models": ("stream.cli.models", "app", "Train and inspect the real-bogus classifiers."),
+    "bench": ("stream.cli.bench", "app", "The figures of the design, as whole processes."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """A command group that imports a command's module when the command is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, built from its module; for the group's own help only its line of text is needed."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, text = COMMANDS[cmd_name]
+        if ctx.resilient_parsing or _listing(ctx):
+            return click.Command(cmd_name, short_help=text, help=text)
+        target: Any = getattr(importlib.import_module(module), attribute)
+        if not isinstance(target, typer.Typer):
+            app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+            app.command(cmd_name)(target)
+            target = app
+        command: click.Command = typer.main.get_command(target)
+        command.name = cmd_name
+        return command
+
+
+def _listing(ctx: click.Context) -> bool:
+    return len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help")
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    name="ztf-stream",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="The Zwicky Transient Facility's data system as a stream: raw CCD packets in, Avro alerts out.",
+)
+
+
+@app.callback()
+def _root() -> None:
+    """The Zwicky Transient Facility's data system as a stream: raw CCD packets in, Avro alerts out."""
+
+
+def run() -> int:
+    """Run the command line; the exit status."""
+    from stream.core.errors import ZtfError
+
+    try:
+        app(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return int(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+        return 130
+    except ZtfError as error:
+        print(f"ztf-stream: {error}", file=sys.stderr)
+        return 1
+    return 0
