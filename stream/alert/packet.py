@@ -1,0 +1,263 @@
+"""The alert packet: an Avro object container with one record in one block, codec null.
+
+The header, schema text and sync marker included, is the same bytes in every packet: boom decodes from a remembered
+offset, and a shard of the archive is one header followed by the blocks of its packets. What is written must pass
+``stream.alert.rules``; what is read may be any packet the survey ever sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import fastavro
+import numpy as np
+
+from stream.alert.avro import compile_encoder, zigzag
+from stream.alert.rules import packet_problems
+from stream.alert.schema import (
+    CANDIDATE_FIELDS,
+    EXTENSION_FIELDS,
+    OURS,
+    SCHEMA_VERSION,
+    parse,
+    writer_schema_text,
+)
+from stream.alert.stamps import encode_stamp, stamp_names
+from stream.core.errors import AlertError, MessageError
+from stream.core.records import BatchItem, Candidate, CandidateBatch, Quadrant, Row
+
+PUBLISHER = "ZTF (www.ztf.caltech.edu)"
+MAGIC = b"Obj\x01"
+SYNC_SIZE = 16
+LEDGER = ("shutter_closed", "arrived", "calibrated", "subtracted", "scored", "enriched", "published")
+CUTOUTS = ("cutoutScience", "cutoutTemplate", "cutoutDifference")
+
+
+def plain(value: Any) -> Any:
+    """A field's value as messages carry it: a Python scalar, None for NaN and infinity."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _row(values: Mapping[str, Any], names: tuple[str, ...], what: str) -> Row:
+    unknown = values.keys() - set(names)
+    if unknown:
+        raise AlertError(f"{what} has no field {', '.join(sorted(unknown))}", candid=values.get("candid"))
+    return {name: plain(values.get(name)) for name in names}
+
+
+def from_candidate(candidate: Candidate) -> BatchItem:
+    """A candidate as it travels: stamps encoded, ``extra`` as the extension record, NaN as None.
+
+    Raises
+    ------
+    AlertError
+        No stamps, or a field the schema does not know.
+    """
+    if candidate.stamps is None:
+        raise AlertError("candidate without stamps cannot be sent", candid=candidate.fields.get("candid"))
+    stamps = candidate.stamps
+    return BatchItem(
+        candidate=_row(candidate.fields, CANDIDATE_FIELDS, "ztf.alert.candidate"),
+        extension=_row(candidate.extra, EXTENSION_FIELDS, "ztf.alert.zsds"),
+        cutouts=(encode_stamp(stamps.science), encode_stamp(stamps.template), encode_stamp(stamps.difference)),
+    )
+
+
+def make_batch(quadrant: Quadrant, candidates: list[Candidate]) -> CandidateBatch:
+    """The batch of one quadrant: the candidates that are sent, in their order; the rejected ones stay behind."""
+    e = quadrant.exposure
+    items = [from_candidate(c) for c in candidates if c.rejected is None]
+    return CandidateBatch(
+        quadrant.name, quadrant.pid, e.field, e.fid, quadrant.rcid, e.programid, e.jd, e.jd_mid, e.exptime, 0, 1, items
+    )
+
+
+def build_packet(item: BatchItem, batch: CandidateBatch, ledger: Mapping[str, float | None]) -> Row:
+    """The whole record of one alert.
+
+    Parameters
+    ----------
+    item : BatchItem
+        Enriched: ``object_id`` set, histories looked up (empty or None: the packet's is null).
+    batch : CandidateBatch
+        The batch it came with.
+    ledger : mapping
+        Unix seconds at which the quadrant passed each of ``LEDGER``; where a name is missing or None, what the
+        item's extension has stays.
+    """
+    candidate = _row(item.candidate, CANDIDATE_FIELDS, "ztf.alert.candidate")
+    extension = _row(item.extension, EXTENSION_FIELDS, "ztf.alert.zsds")
+    unknown = ledger.keys() - set(LEDGER)
+    if unknown:
+        raise AlertError(f"the latency ledger has no stage {', '.join(sorted(unknown))}")
+    extension.update({stage: when for stage, when in ledger.items() if when is not None})
+    if extension["jdmid"] is None:
+        extension["jdmid"] = plain(batch.jd_mid)
+    candid, pid = candidate["candid"], candidate["pid"]
+    names = stamp_names(candid, pid, candidate["isdiffpos"] in ("t", "1"))
+    stamps = [{"fileName": n, "stampData": s} if s else None for n, s in zip(names, item.cutouts, strict=True)]
+    return {
+        "schemavsn": SCHEMA_VERSION,
+        "publisher": PUBLISHER,
+        "objectId": item.object_id,
+        "candid": candid,
+        "candidate": candidate,
+        "prv_candidates": item.prv_candidates or None,
+        "fp_hists": item.fp_hists or None,
+        **dict(zip(CUTOUTS, stamps, strict=True)),
+        "zsds": extension,
+    }
+
+
+@cache
+def packet_header() -> bytes:
+    """The first bytes of every packet: magic, metadata, sync marker."""
+    return _container_header(writer_schema_text())
+
+
+def _container_header(text: str) -> bytes:
+    schema = text.encode("utf-8")
+    entries = [(b"avro.schema", schema), (b"avro.codec", b"null")]
+    metadata = b"".join(zigzag(len(k)) + k + zigzag(len(v)) + v for k, v in entries)
+    # A sync marker must be unlikely in the data and, for us, the same every time: a hash of the schema is both.
+    sync = hashlib.md5(schema, usedforsecurity=False).digest()
+    return MAGIC + zigzag(len(entries)) + metadata + zigzag(0) + sync
+
+
+def write_packet(record: Mapping[str, Any]) -> bytes:
+    """A packet's bytes. The record is encoded as it is; ``emit_packet`` also checks the rules.
+
+    Raises
+    ------
+    AlertError
+        The record does not fit the schema; the message names the field.
+    """
+    try:
+        datum = compile_encoder(OURS, "ztf.alert")(record)
+    except MessageError as error:
+        raise AlertError(str(error), candid=record.get("candid")) from error
+    header = packet_header()
+    return b"".join([header, zigzag(1), zigzag(len(datum)), datum, header[-SYNC_SIZE:]])
+
+
+def emit_packet(item: BatchItem, batch: CandidateBatch, ledger: Mapping[str, float | None]) -> bytes:
+    """Build, check and write one alert.
+
+    Raises
+    ------
+    AlertError
+        The packet breaks the schema or a rule that brokers rely on; the message lists every one.
+    """
+    record = build_packet(item, batch, ledger)
+    problems = packet_problems(record, stamps=False)  # stamps were made by `encode_stamp`, which refuses bad ones
+    if problems:
+        raise AlertError("; ".join(problems), candid=record["candid"], problems=len(problems))
+    return write_packet(record)
+
+
+def _read_long(data: bytes, at: int) -> tuple[int, int]:
+    """An Avro long and the place after it."""
+    shift = value = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return (value >> 1) ^ -(value & 1), at
+        shift += 7
+        if shift > 63:
+            raise ValueError("an integer of more than 64 bits")
+
+
+def split_header(data: bytes) -> tuple[dict[str, bytes], int]:
+    """Metadata of a container and the place after its sync marker, where the first block starts.
+
+    Raises
+    ------
+    MessageError
+        Not an Avro container.
+    """
+    if data[:4] != MAGIC:
+        raise MessageError(f"not an Avro container: starts with {data[:4]!r}")
+    metadata: dict[str, bytes] = {}
+    try:
+        count, at = _read_long(data, 4)
+        while count:
+            if count < 0:  # followed by the size of the map block in bytes
+                count, (_, at) = -count, _read_long(data, at)
+            for _ in range(count):
+                pair = []
+                for _ in range(2):
+                    length, at = _read_long(data, at)
+                    if not 0 <= length <= len(data) - at:
+                        raise ValueError("a length beyond the end")
+                    pair.append(data[at : at + length])
+                    at += length
+                metadata[pair[0].decode("utf-8")] = pair[1]
+            count, at = _read_long(data, at)
+    except (IndexError, ValueError) as error:
+        raise MessageError(f"Avro container with a broken header: {error}") from error
+    if "avro.schema" not in metadata or at + SYNC_SIZE > len(data):
+        raise MessageError("Avro container with a broken header: no schema or no sync marker")
+    return metadata, at + SYNC_SIZE
+
+
+def read_packets(data: bytes) -> Iterator[Row]:
+    """Every record of an Avro container, read with the schema it was written with.
+
+    Raises
+    ------
+    MessageError
+        Not a container, cut short, or not decodable.
+    """
+    header = packet_header()
+    try:
+        if data.startswith(header):
+            text, start, codec = writer_schema_text(), len(header), b"null"
+        else:
+            metadata, start = split_header(data)
+            text, codec = metadata["avro.schema"].decode("utf-8"), metadata.get("avro.codec", b"null")
+        if codec == b"null":
+            yield from _read_blocks(data, start, parse(text))
+        else:
+            yield from fastavro.reader(io.BytesIO(data))
+    except MessageError:
+        raise
+    except Exception as error:  # fastavro raises whatever a broken byte provokes
+        raise MessageError(f"Avro container cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def _read_blocks(data: bytes, at: int, schema: dict[str, Any]) -> Iterator[Row]:
+    sync = data[at - SYNC_SIZE : at]
+    while at < len(data):
+        count, at = _read_long(data, at)
+        size, at = _read_long(data, at)
+        if size < 0 or data[at + size : at + size + SYNC_SIZE] != sync:
+            raise MessageError("Avro container cut short or damaged: no sync marker where the block ends")
+        block = io.BytesIO(data[at : at + size])
+        for _ in range(count):
+            yield fastavro.schemaless_reader(block, schema)
+        at += size + SYNC_SIZE
+
+
+def read_packet(data: bytes) -> Row:
+    """The one record of a packet, of any schema version from 1.7 to ours.
+
+    Fields are those the packet was written with; ``stream.alert.convert`` brings old ones into today's form.
+
+    Raises
+    ------
+    MessageError
+        Not an Avro container, damaged, or not exactly one record in it.
+    """
+    records = list(read_packets(data))
+    if len(records) != 1:
+        raise MessageError(f"want one alert in a packet, found {len(records)}")
+    return records[0]
