@@ -1,0 +1,144 @@
+"""Two point lists of the same sky: find the offset between them, pair their points, judge whether it is chance.
+
+All places are px in the plane of the first-guess WCS (see ``solve``), where the two lists differ by a shift of
+some hundred px, a rotation and scale of some permille, and a few px of distortion.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
+from scipy.spatial import cKDTree
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+# Bin of the offset histogram (px): the optics' distortion (about 3 px at the corners) plus what half a step of
+# rotation and scale moves a corner (SMEAR) stays within the 3 x 3 bins that are summed.
+VOTE_BIN = 5.0
+SMEAR = 4.0  # px
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A hypothesis: list u = matrix @ p + shift. ``score`` is the peak's excess in units of its Poisson noise."""
+
+    score: float
+    matrix: F64
+    shift: F64
+
+
+def search_grid(half_diagonal: float, rotation: float, scale: float) -> list[F64]:
+    """Matrices (rotation times scale) that cover ``rotation`` (rad) and ``scale`` (relative) without gaps.
+
+    Steps are such that half of one moves a corner by at most ``SMEAR`` px.
+    """
+    step = 2 * SMEAR / half_diagonal
+    angles = _steps(rotation, step)
+    factors = 1.0 + _steps(scale, step)
+    # The most likely first: no turn, no change of scale.
+    grid = sorted((abs(a) + abs(f - 1), a, f) for a in angles for f in factors)
+    return [f * np.array([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]]) for _, a, f in grid]
+
+
+def _steps(reach: float, step: float) -> F64:
+    n = max(math.ceil(reach / step - 0.5), 0)  # half a step is covered beyond the outermost
+    return np.linspace(-1.0, 1.0, 2 * n + 1) * (reach * n / (n + 0.5)) if n else np.zeros(1)
+
+
+def vote(p: F64, u: F64, reach: float, grid: list[F64], n_best: int = 8) -> list[Candidate]:
+    """Best offsets between ``p`` (n, 2) and ``u`` (m, 2), by counting pairs with equal offsets.
+
+    For each matrix of ``grid`` the offsets ``u_j - matrix @ p_i`` of all pairs are counted in a 2-D histogram
+    out to ``reach`` px on each axis; true pairs pile up in one place, chance pairs spread evenly.
+
+    Returns
+    -------
+    list of Candidate
+        Up to ``n_best`` distinct ones, best first; empty if there are no pairs.
+    """
+    # Only pairs that some matrix of the grid can bring within reach.
+    margin = max(float(np.abs(m - np.eye(2)).sum(axis=1).max()) for m in grid) * float(np.abs(p).max(initial=0.0))
+    near = np.abs(u[None, :, :] - p[:, None, :]).max(axis=2) <= reach + margin
+    i, j = np.nonzero(near)
+    if len(i) == 0:
+        return []
+    n = 2 * math.ceil(reach / VOTE_BIN)
+    found: list[Candidate] = []
+    for matrix in grid:
+        offset = (u[j] - (p @ matrix.T)[i]) / VOTE_BIN + n / 2
+        cell = np.floor(offset).astype(np.int64)
+        inside = ((cell >= 0) & (cell < n)).all(axis=1)
+        flat = cell[inside, 0] * n + cell[inside, 1]
+        counts = np.bincount(flat, minlength=n * n).astype(np.float64).reshape(n, n)
+        total = uniform_filter(counts, 3, mode="constant") * 9
+        expected = counts.sum() / n**2 * 9
+        for k in np.argpartition(total.ravel(), -4)[-4:]:
+            peak = float(total.ravel()[k])
+            place = (np.array(divmod(int(k), n)) + 0.5 - n / 2) * VOTE_BIN
+            found.append(Candidate((peak - expected) / math.sqrt(expected + 1.0), matrix, place))
+    return _distinct(sorted(found, key=lambda c: (-c.score, *c.shift)), n_best)
+
+
+def _distinct(found: list[Candidate], n_best: int) -> list[Candidate]:
+    """The best of each group whose shifts agree within two bins."""
+    kept: list[Candidate] = []
+    for candidate in found:
+        if all(np.abs(candidate.shift - other.shift).max() > 2.5 * VOTE_BIN for other in kept):
+            kept.append(candidate)
+            if len(kept) == n_best:
+                break
+    return kept
+
+
+def nearest_pairs(predicted: F64, tree: cKDTree, radius: float) -> tuple[I64, I64, F64]:
+    """One-to-one pairs of ``predicted`` (n, 2) with the tree's points, nearest first come.
+
+    Returns
+    -------
+    i, j : ndarray, int64
+        Indices into ``predicted`` and into the tree; a tree point is paired with its closest claimant only.
+    distance : ndarray, float64
+    """
+    distance, j = tree.query(predicted, distance_upper_bound=radius)
+    i = np.flatnonzero(np.isfinite(distance))
+    order = i[np.lexsort((i, distance[i], j[i]))]
+    first = np.ones(len(order), bool)
+    first[1:] = j[order][1:] != j[order][:-1]
+    chosen = np.sort(order[first])
+    return chosen, j[chosen].astype(np.int64), distance[chosen]
+
+
+def chance_rate(predicted: F64, tree: cKDTree, radius: float, area: float, n_inside: int) -> float:
+    """Probability that a point at ``predicted`` has a tree point within ``radius`` by chance.
+
+    The larger of the analytic rate for evenly spread points and the measured one, with the points moved by
+    twelve offsets that are small beside clusters of stars and large beside the radius.
+    """
+    analytic = -math.expm1(-n_inside / area * math.pi * radius**2)
+    sample = predicted[:: max(1, len(predicted) // 500)]
+    angle = np.arange(12) * (2 * np.pi / 12)
+    ring = np.stack([np.cos(angle), np.sin(angle)], axis=1) * (10.0 + 5.0 * radius)
+    moved = (sample[None, :, :] + ring[:, None, :]).reshape(-1, 2)
+    hits = int(np.isfinite(tree.query(moved, distance_upper_bound=radius)[0]).sum())
+    return min(max(analytic, (hits + 1) / (len(moved) + 1)), 1.0)
+
+
+def log_chance(n: int, matched: int, rate: float, n_free: int, log_trials: float) -> float:
+    """log10 of a bound on the probability that ``matched`` or more of ``n`` points pair by chance.
+
+    Chernoff's bound on the binomial tail (never below the true tail, never underflows), with as many matches
+    and points taken off as the fit has free coefficients per axis, times the number of hypotheses tried.
+    """
+    n, matched = n - n_free, matched - n_free
+    if matched <= 0 or n <= 0 or matched / n <= rate:
+        return 0.0
+    share = matched / n
+    divergence = share * math.log(share / rate)
+    if share < 1.0:
+        divergence += (1.0 - share) * math.log((1.0 - share) / (1.0 - rate))
+    return min(0.0, -n * divergence / math.log(10.0) + log_trials)

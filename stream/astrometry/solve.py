@@ -1,0 +1,315 @@
+"""From a list of detections and a rough pointing to a trusted WCS, or a refusal.
+
+The way: (1) both lists go into the plane of the first guess; (2) the brightest of both vote for an offset, for
+every rotation and scale the telescope may have; (3) a hypothesis grows: nearest pairs, robust polynomial fit,
+more stars, smaller radius, higher degree; (4) it is believed only if so many pairs cannot be chance and if it
+is a camera that could exist; (5) the final TPV fit about the true image centre.
+
+A wrong solution that passes is the worst outcome here: everything downstream would believe it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from astropy.wcs import WCS
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from stream.astrometry.fit import Fit, degree_allowed, fit_map
+from stream.astrometry.lists import Catalogue, Frame, Stars, catalogue_near, frame_of, usable_stars
+from stream.astrometry.match import Candidate, chance_rate, log_chance, nearest_pairs, search_grid, vote
+from stream.astrometry.quality import astrometric_infobits
+from stream.astrometry.tpv import (
+    CRVAL_DECIMALS,
+    MAX_DEGREE,
+    project,
+    round_significant,
+    swap_axes,
+    terms,
+    tpv_wcs,
+)
+from stream.core.errors import AstrometryError
+from stream.core.records import Astrometry, Table
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+# How far the first guess may be off. Real nights: up to 0.055 deg of offset, 0.1 deg of rotation; the contract
+# is 4 arcmin, 0.3 deg and 1 %, searched with room to spare.
+REACH_ARCSEC = 5.2 * 60.0
+REACH_ROTATION = math.radians(0.4)
+REACH_SCALE = 0.012
+# A camera that could exist: what a solution may differ from the guess by. Beyond the reach by the fit's freedom.
+MAX_ROTATION = math.radians(0.6)
+MAX_SCALE = 0.016
+MAX_SHEAR = 0.004
+MAX_DISTORTION_PX = 12.0  # non-linear part at the corners; optics have 3
+# Believed at most this probability of chance (log10), all hypotheses counted, and at least so many pairs.
+# Matches of wrong skies stay above -3 (tests); true ones with a dozen stars lie below -15.
+LOG_CHANCE_LIMIT = -9.0
+MIN_PAIRS = 8
+MAX_RMS_PX = 1.5
+MAX_FIT_STARS = 4000  # more do not make the fit better than its systematic floor
+MIN_FIT_SNR = 8.0
+# Chance pairs of a catalogue denser than this many stars in the circle would outnumber true ones.
+MAX_STARS_IN_CIRCLE = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A grown hypothesis: which stars pair with which catalogue entries, and the fitted map (px to px)."""
+
+    stars: Stars
+    catalogue: Catalogue
+    i: I64
+    j: I64
+    fit: Fit
+    log_chance: float
+    n_catalog: int
+
+
+def solve(detections: Table, gaia: Table, guess: WCS, jd_mid: float, shape: tuple[int, int]) -> Astrometry:
+    """Tie an image to Gaia.
+
+    Parameters
+    ----------
+    detections : structured array
+        ``x``, ``y`` (px, first is 0), ``flux`` and/or ``snr``, optionally ``flags`` (mask bits); spurious,
+        saturated and extended ones may be among them.
+    gaia : structured array, GAIA_DTYPE
+        Stars around the image, reaching at least 5 arcmin beyond it.
+    guess : WCS
+        Good to 4 arcmin, 0.3 deg of rotation, 1 % of scale; the parity is believed.
+    jd_mid : float
+        UTC Julian date of mid-exposure: Gaia is moved there (proper motion and parallax).
+    shape : (ny, nx)
+        Image shape.
+
+    Returns
+    -------
+    Astrometry
+        TPV about the image centre (``CRPIX`` there). ``rms_*`` over the fitted stars.
+
+    Raises
+    ------
+    AstrometryError
+        Nothing to match, or no hypothesis convinces; ``context`` has n_detections, n_gaia, n_matched,
+        log_chance of the best one.
+    """
+    if not math.isfinite(jd_mid):
+        raise AstrometryError("the time of mid-exposure is not known: no place of a moving star either")
+    frame = frame_of(guess, shape)
+    if len(gaia) == 0:
+        raise AstrometryError(
+            f"the Gaia catalogue has no star near ra {frame.ra0:.4f}, dec {frame.dec0:+.4f}: import that part of "
+            "the sky with `ztf-stream catalog import gaia FILE`",
+            n_detections=len(detections), n_gaia=0, n_matched=0, log_chance=0.0,
+        )  # fmt: skip
+    scale = math.sqrt(abs(float(np.linalg.det(frame.jacobian)))) * 3600.0
+    reach = REACH_ARCSEC / scale
+    stars = usable_stars(detections, shape)
+    margin = (REACH_SCALE + REACH_ROTATION) * frame.half_diagonal
+    catalogue = catalogue_near(gaia, frame, jd_mid, reach + margin)
+    best: Match | None = None
+    if len(stars) >= MIN_PAIRS and len(catalogue) >= MIN_PAIRS:
+        for match in _hypotheses(stars, catalogue, frame, reach):
+            if best is None or match.log_chance < best.log_chance:
+                best = match
+            if convincing(match, frame):
+                return _finish(match, frame, shape)
+    raise AstrometryError(
+        f"no trustworthy match: {len(stars)} usable detections, {len(catalogue)} Gaia stars around, "
+        f"{0 if best is None else len(best.i)} paired at best (log10 of chance "
+        f"{0.0 if best is None else best.log_chance:.1f}, needed {LOG_CHANCE_LIMIT:.0f}): wrong pointing, clouds or "
+        "trailed stars",
+        n_detections=len(stars),
+        n_gaia=len(catalogue),
+        n_matched=0 if best is None else len(best.i),
+        log_chance=0.0 if best is None else round(best.log_chance, 2),
+    )
+
+
+def _hypotheses(stars: Stars, catalogue: Catalogue, frame: Frame, reach: float) -> Iterator[Match]:
+    """Grown hypotheses, the most likely first; brightest stars first, then deeper lists."""
+    grid = search_grid(frame.half_diagonal, REACH_ROTATION, REACH_SCALE)
+    for few, some in _levels(stars, catalogue):
+        candidates = vote(few.p, some.u, reach, grid)
+        log_trials = math.log10(len(grid) * (2 * reach / 5.0) ** 2)
+        for candidate in candidates:
+            match = _grow(candidate, (few, some), (stars, catalogue), frame, log_trials)
+            if match is not None:
+                yield match
+
+
+def _levels(stars: Stars, catalogue: Catalogue) -> Iterator[tuple[Stars, Catalogue]]:
+    """Pairs of lists of like depth to vote with.
+
+    First the brightest of all (saturated ones included: their rank in brightness is right even where their
+    place is off by a pixel or two), then trusted ones at their own depth, then ever more.
+    """
+    # 1.3: colours and saturation shuffle the order between the bands.
+    per_star = 1.3 * catalogue.area_ratio
+    trusted = np.flatnonzero(stars.good)
+    seen: set[tuple[int, int, int]] = set()
+    for index in (np.arange(min(150, len(stars))), trusted[:150], trusted[:500], np.arange(min(1500, len(stars)))):
+        if len(index) < MIN_PAIRS:
+            continue
+        rank = int(index[-1]) + 1
+        key = (len(index), rank, int(index[0]))
+        if key in seen:
+            continue
+        seen.add(key)
+        # A short list is no sample of a brightness limit: take the catalogue deeper.
+        yield stars[index], catalogue.brightest(math.ceil(per_star * (rank + 20)))
+
+
+def _grow(
+    candidate: Candidate,
+    voters: tuple[Stars, Catalogue],
+    everything: tuple[Stars, Catalogue],
+    frame: Frame,
+    log_trials: float,
+) -> Match | None:
+    """Refine a hypothesis with ever more stars; None as soon as it falls apart."""
+    stars, catalogue = voters
+    predicted = stars.p @ candidate.matrix.T + candidate.shift
+    fit: Fit | None = None
+    for degree, radius in ((1, 10.0), (1, 7.0), (2, 5.0), (2, 4.0)):
+        fit = _pair_and_fit(stars, catalogue, predicted, frame, degree, radius)
+        if fit is None:
+            return None
+        predicted = _map(fit, stars, frame)
+    i, _, _, rate, _ = _pairs(stars, catalogue, predicted, frame, 4.0)
+    # Far below certainty, far above what most wrong offsets reach: spares the long way for those.
+    if log_chance(len(stars), len(i), rate, 3, 0.0) > -3.0:
+        return None
+    stars = _fit_stars(everything[0])
+    catalogue = everything[1]
+    for share, degree, radius in ((4, 3, 4.0), (1, 4, 3.0), (1, 4, 2.5)):
+        part = stars[: max(len(stars) // share, min(len(stars), 300))]
+        depth = catalogue.brightest(math.ceil(1.5 * catalogue.area_ratio * (len(part) + 20)))
+        predicted = _map(fit, part, frame)
+        fit = _pair_and_fit(part, depth, predicted, frame, degree, radius)
+        if fit is None:
+            return None
+    return _settle(stars, depth, fit, frame, log_trials)
+
+
+def _settle(stars: Stars, catalogue: Catalogue, fit: Fit, frame: Frame, log_trials: float) -> Match | None:
+    """Last rounds at the radius that the residuals themselves ask for."""
+    for _ in range(2):
+        kept = np.hypot(fit.residuals[fit.used, 0], fit.residuals[fit.used, 1])
+        radius = float(np.clip(4.0 * np.median(kept) / 1.1774 + 0.2, 0.6, 3.0))
+        next_fit = _pair_and_fit(stars, catalogue, _map(fit, stars, frame), frame, MAX_DEGREE, radius)
+        if next_fit is None:
+            return None
+        fit = next_fit
+    i, j, _, rate, n_inside = _pairs(stars, catalogue, _map(fit, stars, frame), frame, radius)
+    chance = log_chance(len(stars), len(i), rate, len(fit.coefficients), log_trials)
+    return Match(stars, catalogue, i, j, fit, chance, n_inside)
+
+
+def _fit_stars(stars: Stars) -> Stars:
+    """Stars worth fitting: trusted centroids, S/N above the limit; lowered where that leaves too few."""
+    for keep in (stars.good & (stars.snr >= MIN_FIT_SNR), stars.good & (stars.snr >= 5.0), stars.good):
+        if np.count_nonzero(keep) >= 60:
+            return stars[keep][:MAX_FIT_STARS]
+    return stars[stars.good] if np.count_nonzero(stars.good) >= 2 * MIN_PAIRS else stars
+
+
+def _map(fit: Fit, stars: Stars, frame: Frame) -> F64:
+    return fit(stars.p[:, 0] / frame.half[0], stars.p[:, 1] / frame.half[1])
+
+
+def _pairs(
+    stars: Stars, catalogue: Catalogue, predicted: F64, frame: Frame, radius: float
+) -> tuple[I64, I64, float, float, int]:
+    """One-to-one pairs within ``radius`` (made smaller in crowds), their chance rate, catalogue stars on the image."""
+    low, high = predicted.min(axis=0), predicted.max(axis=0)
+    n_inside = int(np.count_nonzero(((catalogue.u >= low) & (catalogue.u <= high)).all(axis=1)))
+    area = max(float(np.prod(high - low)), 1.0)
+    crowd = math.sqrt(MAX_STARS_IN_CIRCLE * area / (math.pi * max(n_inside, 1)))
+    radius = min(radius, crowd)
+    tree = cKDTree(catalogue.u)
+    i, j, _ = nearest_pairs(predicted, tree, radius)
+    return i, j, radius, chance_rate(predicted, tree, radius, area, n_inside), n_inside
+
+
+def _pair_and_fit(
+    stars: Stars, catalogue: Catalogue, predicted: F64, frame: Frame, degree: int, radius: float
+) -> Fit | None:
+    """Pair, then fit the map from pixels to the catalogue's plane; None where there is nothing to hold it."""
+    tree = cKDTree(catalogue.u)
+    i, j, _ = nearest_pairs(predicted, tree, radius)
+    if len(i) < MIN_PAIRS:
+        return None
+    x, y = stars.p[i, 0] / frame.half[0], stars.p[i, 1] / frame.half[1]
+    sigma = np.hypot(stars.sigma[i], catalogue.sigma[j])
+    # While the map is still wrong by pixels the bright stars must not dictate it.
+    sigma = np.hypot(sigma, radius / 20.0)
+    try:
+        return fit_map(x, y, catalogue.u[j], sigma, degree_allowed(x, y, degree), choose=True)
+    except np.linalg.LinAlgError:
+        return None
+
+
+def convincing(match: Match, frame: Frame) -> bool:
+    """Whether a hypothesis cannot be chance and could be this camera."""
+    kept = match.fit.residuals[match.fit.used]
+    if len(kept) < MIN_PAIRS or match.log_chance > LOG_CHANCE_LIMIT:
+        return False
+    if math.sqrt(float(np.mean(kept**2))) > MAX_RMS_PX:
+        return False
+    linear = match.fit.coefficients[1:3].T / np.array(frame.half)
+    scale = math.sqrt(abs(float(np.linalg.det(linear))))
+    rotation = math.atan2(linear[1, 0] - linear[0, 1], linear[0, 0] + linear[1, 1])
+    turn = np.array([[math.cos(rotation), -math.sin(rotation)], [math.sin(rotation), math.cos(rotation)]])
+    shear = float(np.abs(linear / scale - turn).max())
+    corners = np.array([-1.0, 1.0, 1.0, -1.0]), np.array([-1.0, -1.0, 1.0, 1.0])
+    bend = match.fit(*corners) - terms(*corners, 1) @ match.fit.coefficients[:3]
+    return bool(
+        np.linalg.det(linear) > 0
+        and abs(rotation) <= MAX_ROTATION
+        and abs(scale - 1.0) <= MAX_SCALE
+        and shear <= MAX_SHEAR
+        and float(np.abs(bend).max()) <= MAX_DISTORTION_PX
+    )
+
+
+def _finish(match: Match, frame: Frame, shape: tuple[int, int]) -> Astrometry:
+    """The TPV fit of the paired stars about the image's true centre."""
+    ny, nx = shape
+    p, cat = match.stars.p[match.i], match.catalogue
+    ra, dec = cat.ra[match.j], cat.dec[match.j]
+    x, y = p[:, 0] / frame.half[0], p[:, 1] / frame.half[1]
+    scale = math.sqrt(abs(float(np.linalg.det(frame.jacobian))))  # deg per px
+    sigma = np.hypot(match.stars.sigma[match.i], cat.sigma[match.j]) * scale
+    ra0, dec0 = frame.sky_of(match.fit(np.zeros(1), np.zeros(1))[0])
+    crval = round(ra0, CRVAL_DECIMALS) % 360.0, round(dec0, CRVAL_DECIMALS)
+    target = np.stack(project(ra, dec, *crval), axis=1)
+    fit = fit_map(x, y, target, sigma, degree_allowed(x, y), choose=True)
+    cd = round_significant(fit.coefficients[1:3].T / np.array(frame.half))
+    used = fit.used
+    pv1, pv2 = _pv_coefficients(p[used] @ cd.T, target[used], sigma[used], fit.degree)
+    wcs = tpv_wcs(crval, cd, pv1, pv2, (nx / 2 + 0.5, ny / 2 + 0.5), shape)
+    residuals = fit.residuals * 3600.0
+    rms = np.sqrt(np.mean(residuals[used] ** 2, axis=0))
+    pixel_scale = math.sqrt(abs(float(np.linalg.det(cd)))) * 3600.0
+    bits = astrometric_infobits(x[used], y[used], residuals[used], len(match.stars), pixel_scale)
+    return Astrometry(
+        wcs, float(rms[0]), float(rms[1]), int(np.count_nonzero(used)), match.n_catalog, match.log_chance, bits
+    )
+
+
+def _pv_coefficients(q: F64, target: F64, sigma: F64, degree: int) -> tuple[F64, F64]:
+    """PV1 and PV2 (in header order) of tangent-plane places on intermediate coordinates ``q`` (deg)."""
+    unit = float(np.abs(q).max())  # keeps the columns of one size
+    design = terms(q[:, 0] / unit, q[:, 1] / unit, degree) / sigma[:, None]
+    solution = np.linalg.lstsq(design, target / sigma[:, None], rcond=None)[0]
+    powers = np.repeat(np.arange(degree + 1), np.arange(1, degree + 2))
+    coefficients = solution / unit ** powers[:, None]
+    return round_significant(coefficients[:, 0]), round_significant(swap_axes(coefficients[:, 1]))
