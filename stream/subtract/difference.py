@@ -1,0 +1,319 @@
+"""A science image minus its reference: the steps in their order.
+
+1. Where does each science pixel lie in the reference (``pixel_map``); what do the common stars say about
+   throughput, residual offset and registration error (``match``).
+2. The reference onto the science grid, once; the science image is never interpolated.
+3. Defects of both into one mask; the difference's slow background out.
+4. Proper subtraction in overlapping tiles, each with the PSFs of its own place (``zogy``), joined over 16 px wide
+   seams so that nothing steps at a border.
+5. What cannot be trusted is NaN again, two pixels wider than it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+
+from stream.core.errors import SubtractionError
+from stream.core.flags import BAD_BITS, SOURCE_BITS, UNUSABLE_BITS, Mask
+from stream.core.psf import polynomial_terms
+from stream.core.records import F32, U16, Difference, Reference, ScienceImage
+from stream.core.resample import noise_transfer, pixel_map, resample, resample_nearest
+from stream.subtract.background import grow, mesh_level
+from stream.subtract.kernels import WORK, TilePsf, fwhm_of, resampled_psfs, tile_places
+from stream.subtract.match import Match, MatchConfig, match_sources
+from stream.subtract.zogy import Plan, TileInput, TileOutput, subtract_tile
+
+
+@dataclass(frozen=True, slots=True)
+class SubtractConfig:
+    """Sizes and limits of the subtraction."""
+
+    tile: int = 384  # px; PSFs are constant inside a tile, and 384 + 2 x 48 = 480 is a fast transform
+    margin: int = 48  # px around a tile that are computed and cropped: the kernels reach about 20 px
+    seam: int = 16  # px over which neighbouring tiles are blended
+    grow: int = 2  # px that unusable pixels grow by: the width of the difference kernels' core
+    background_cell: int = 256
+    min_overlap: float = 0.002  # share of the science image that the reference must cover
+    match: MatchConfig = field(default_factory=MatchConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """Both images ready for the tiles: sky off, science DN, no NaN."""
+
+    new: F32
+    reference: F32
+    new_variance: F32
+    reference_variance: F32
+    unusable: NDArray[np.bool_]
+
+
+def subtract(science: ScienceImage, reference: Reference, config: SubtractConfig | None = None) -> Difference:
+    """Proper difference of a science image and its reference.
+
+    Parameters
+    ----------
+    science : ScienceImage
+    reference : Reference
+        Any pointing; where it does not cover the science image the difference is NaN.
+    config : SubtractConfig, optional
+
+    Returns
+    -------
+    Difference
+        ``data`` in science DN: a source of flux F adds F x P_D, P_D its ``psf`` (25 x 25 core of sum 1), so that
+        ``flux = sum(data P_D) / sum(P_D^2)`` with error ``sigma / sqrt(sum(P_D^2))``. ``scorr`` has unit variance
+        where there is no source. ``mask``: NAN is set where the reference has no coverage, SATURATED where it is
+        saturated.
+
+    Raises
+    ------
+    SubtractionError
+        No overlap, or neither common stars nor zero points.
+    """
+    config = config or SubtractConfig()
+    map_y, map_x = pixel_map(science.astrometry.wcs, science.data.shape, reference.wcs)
+    _require_overlap(reference, map_y, map_x, config)
+    match = match_sources(science, reference, map_y, map_x, config.match)
+    _shift_map(map_y, map_x, match)
+    template = resample(reference.data, map_y, map_x)
+    template *= np.float32(match.flux_scale)
+    if float(np.isfinite(template).mean()) < config.min_overlap:
+        raise SubtractionError("the reference has no usable pixel on the science image", rfid=reference.rfid)
+    mask = _joint_mask(science, reference, template, match)
+    ready = _prepare(science, reference, template, mask, map_y, map_x, match, config)
+    tiles = _Tiles(science.data.shape, config)
+    psf = tiles.run(science, reference, ready, map_y, map_x, match)
+    data, sigma, score, scorr = tiles.finish(ready.unusable)
+    centre = psf.stamp((data.shape[1] - 1) / 2, (data.shape[0] - 1) / 2)
+    return Difference(
+        data=data,
+        scorr=scorr,
+        score=score,
+        sigma=sigma,
+        psf=psf,
+        fwhm=fwhm_of(centre),
+        reference=template,
+        mask=mask,
+        flux_scale=match.flux_scale,
+        registration_rms=match.rms,
+        diffmaglim=_limiting_magnitude(sigma, centre, science.zeropoint.magzp),
+    )
+
+
+def _require_overlap(reference: Reference, map_y: F32, map_x: F32, config: SubtractConfig) -> None:
+    ny, nx = reference.data.shape
+    y, x = map_y[::16, ::16], map_x[::16, ::16]
+    inside = (y >= 0) & (y <= ny - 1) & (x >= 0) & (x <= nx - 1)
+    if not float(inside.mean()) > config.min_overlap:
+        raise SubtractionError("science and reference do not overlap on the sky", rfid=reference.rfid)
+
+
+def _shift_map(map_y: F32, map_x: F32, match: Match) -> None:
+    """Add the residual offset of the stars to the map, in place."""
+    ny, nx = map_y.shape
+    for target, coefficients in ((map_y, match.offset_y), (map_x, match.offset_x)):
+        if not np.any(coefficients):
+            continue
+        if len(coefficients) == 1:
+            target += np.float32(coefficients[0])
+            continue
+        along_x = polynomial_terms(np.arange(nx), np.full(nx, (ny - 1) / 2), (ny, nx), 1) @ coefficients
+        along_y = polynomial_terms(np.full(ny, (nx - 1) / 2), np.arange(ny), (ny, nx), 1) @ coefficients
+        target += along_x.astype(np.float32)
+        target += (along_y - coefficients[0]).astype(np.float32)[:, None]
+
+
+def _joint_mask(science: ScienceImage, reference: Reference, template: F32, match: Match) -> U16:
+    """The science mask with the reference's defects added."""
+    mask = science.mask.copy()
+    missing = ~np.isfinite(template)
+    mask[missing | ~np.isfinite(science.data)] |= np.uint16(Mask.NAN)
+    if np.isfinite(reference.saturate):
+        # Two per cent below: the interpolation lowers a plateau's rim, and its ringing is not flux.
+        limit = np.float32(0.98 * reference.saturate * match.flux_scale)
+        with np.errstate(invalid="ignore"):
+            mask[template >= limit] |= np.uint16(Mask.SATURATED)
+    return mask
+
+
+def _prepare(
+    science: ScienceImage,
+    reference: Reference,
+    template: F32,
+    mask: U16,
+    map_y: F32,
+    map_x: F32,
+    match: Match,
+    config: SubtractConfig,
+) -> _Prepared:
+    """Sky off, background matched, variances made, unusable pixels filled from the other image."""
+    new = science.data - science.background.level
+    bad = (mask & np.uint16(UNUSABLE_BITS)) != 0
+    rms = science.background.rms
+    ignore = (mask & np.uint16(BAD_BITS | SOURCE_BITS)) != 0
+    ignore |= new > 5 * rms
+    new -= mesh_level(new - template, ignore, config.background_cell)
+    variance = rms * rms
+    # Photons of sources; pixels below 2 sigma are sky, whose noise the r.m.s. has already.
+    variance += np.where(new > 2 * rms, new, np.float32(0)) * np.float32(1.0 / science.gain)
+    np.copyto(variance, np.float32(science.background.sigma**2), where=~np.isfinite(variance))
+    unc = np.asarray(resample_nearest(reference.unc, map_y, map_x, np.nan), np.float32)
+    reference_variance = (unc * np.float32(match.flux_scale)) ** 2
+    known = reference_variance[::8, ::8][np.isfinite(reference_variance[::8, ::8])]
+    typical = np.float32(np.median(known) if known.size else 0)
+    np.copyto(reference_variance, typical, where=~np.isfinite(reference_variance))
+    # Where either image is unusable both get the same value: nothing to subtract, nothing to ring.
+    filled = np.where(np.isfinite(template), template, np.where(np.isfinite(new), new, np.float32(0)))
+    both = np.where(bad, filled, new)
+    return _Prepared(both, filled, variance, reference_variance, bad)
+
+
+class _Tiles:
+    """Cuts the images into tiles, runs them, joins the results."""
+
+    def __init__(self, shape: tuple[int, int], config: SubtractConfig) -> None:
+        self.shape = shape
+        self.config = config
+        self.ys, self.xs = (_tile_starts(n, config.tile) for n in shape)
+        self.core = max(int(np.diff(np.append(v, n)).max()) for v, n in ((self.ys, shape[0]), (self.xs, shape[1])))
+        self.n = fft.next_fast_len(self.core + 2 * config.margin, real=True)
+        self.n += self.n % 2  # odd sizes shift D against S (ztf-facts §5.3)
+        while fft.next_fast_len(self.n, real=True) != self.n or self.n % 2:
+            self.n += 1
+        smallest = min(int(np.diff(np.append(v, n)).min()) for v, n in ((self.ys, shape[0]), (self.xs, shape[1])))
+        self.pad = (self.n - smallest) // 2 + 1
+        self.plan = Plan(self.n, WORK)
+        self.data, self.variance, self.score, self.score_variance = (np.zeros(shape, np.float32) for _ in range(4))
+
+    def run(
+        self, science: ScienceImage, reference: Reference, ready: _Prepared, map_y: F32, map_x: F32, match: Match
+    ) -> TilePsf:
+        """All tiles, row by row; the difference's PSFs."""
+        ny, nx = self.shape
+        ends_y, ends_x = np.append(self.ys[1:], ny), np.append(self.xs[1:], nx)
+        yc, xc = (self.ys + ends_y - 1) / 2, (self.xs + ends_x - 1) / 2
+        grid_x, grid_y = (v.ravel() for v in np.meshgrid(xc, yc))
+        px, py = tile_places(grid_x, grid_y, float(self.core))
+        ix, iy = np.clip(np.rint(px), 0, nx - 1).astype(int), np.clip(np.rint(py), 0, ny - 1).astype(int)
+        qx, qy = map_x[iy, ix].astype(float), map_y[iy, ix].astype(float)
+        new_psfs = science.psf.stamps(grid_x, grid_y, WORK, subpixel=False)
+        reference_psfs = resampled_psfs(reference.psf, qx, qy)
+        padded = [_pad(v, self.pad) for v in (ready.new, ready.reference, ready.new_variance, ready.reference_variance)]
+        psfs = np.empty((len(grid_x), WORK, WORK), np.float32)
+        # ``build_reference`` interpolated its inputs once, at all phases; a reference made otherwise says so.
+        built = _transfer(self.n, None, None) if reference.qa.get("interpolated", True) else np.float32(1)
+        for k in range(len(grid_x)):
+            j, i = divmod(k, len(self.xs))
+            y0, x0 = self.ys[j], self.xs[i]
+            y1, x1 = ends_y[j], ends_x[i]
+            psfs[k] = new_psfs[k]
+            if ready.unusable[y0:y1, x0:x1].all():
+                continue
+            # Window of the padded images with the tile in its middle.
+            oy, ox = y0 - (self.n - (y1 - y0)) // 2, x0 - (self.n - (x1 - x0)) // 2
+            oy, ox = oy + self.pad, ox + self.pad
+            cut = np.s_[oy : oy + self.n, ox : ox + self.n]
+            clean = ~ready.unusable[y0:y1:4, x0:x1:4]
+            tile = TileInput(
+                *(v[cut] for v in padded),
+                new_psf=new_psfs[k],
+                reference_psf=reference_psfs[k],
+                new_sigma=_noise(ready.new_variance[y0:y1:4, x0:x1:4], clean),
+                reference_sigma=_noise(ready.reference_variance[y0:y1:4, x0:x1:4], clean),
+                transfer=built * _transfer(self.n, qy[k], qx[k]),
+                registration=match.rms,
+            )
+            result = subtract_tile(tile, self.plan)
+            psfs[k] = result.psf
+            self._add(result, (y0, y1, x0, x1), (oy - self.pad, ox - self.pad))
+        grid = psfs.reshape(len(yc), len(xc), WORK, WORK)
+        return _psf_grid(xc, yc, grid)
+
+    def _add(self, result: TileOutput, box: tuple[int, int, int, int], origin: tuple[int, int]) -> None:
+        """Add a tile with its blending weight."""
+        y0, y1, x0, x1 = box
+        half = self.config.seam // 2
+        top, bottom = (y0 - half if y0 > 0 else 0), (y1 + half if y1 < self.shape[0] else y1)
+        left, right = (x0 - half if x0 > 0 else 0), (x1 + half if x1 < self.shape[1] else x1)
+        wy = _ramp(bottom - top, 2 * half, y0 > 0, y1 < self.shape[0])
+        wx = _ramp(right - left, 2 * half, x0 > 0, x1 < self.shape[1])
+        weight = wy[:, None] * wx
+        source = np.s_[top - origin[0] : bottom - origin[0], left - origin[1] : right - origin[1]]
+        for total, part in (
+            (self.data, result.difference),
+            (self.variance, result.variance),
+            (self.score, result.score),
+            (self.score_variance, result.score_variance),
+        ):
+            total[top:bottom, left:right] += weight * part[source]
+
+    def finish(self, unusable: NDArray[np.bool_]) -> tuple[F32, F32, F32, F32]:
+        """D, its sigma, S and S_corr with the unusable pixels and their surroundings NaN."""
+        blank = grow(unusable, self.config.grow)
+        blank |= self.score_variance <= 0  # tiles that were skipped
+        self.score_variance[blank] = np.nan
+        scorr = self.score / np.sqrt(self.score_variance)
+        sigma = np.sqrt(self.variance)
+        for image in (self.data, self.score, sigma):
+            image[blank] = np.nan
+        return self.data, sigma, self.score, scorr
+
+
+def _tile_starts(n: int, tile: int) -> NDArray[np.int64]:
+    """First pixel of each tile: as many equal tiles as fit the wished size best."""
+    count = max(1, round(n / tile))
+    return np.linspace(0, n, count + 1).astype(np.int64)[:-1]
+
+
+def _ramp(n: int, seam: int, before: bool, after: bool) -> F32:
+    """1 inside, falling linearly over ``seam`` px at the sides that have a neighbour; two of them add up to 1."""
+    weight = np.ones(n, np.float32)
+    rise = (np.arange(seam, dtype=np.float32) + 0.5) / np.float32(max(seam, 1))
+    if before and seam:
+        weight[:seam] = rise
+    if after and seam:
+        weight[-seam:] = rise[::-1]
+    return weight
+
+
+def _pad(image: F32, n: int) -> F32:
+    """The image with ``n`` px of its own mirror image around it (symmetric: the sky goes on as sky)."""
+    return np.pad(image, n, mode="symmetric")
+
+
+def _noise(variance: F32, clean: NDArray[np.bool_]) -> float:
+    """Noise per pixel of a tile's sky: the median keeps the sources out."""
+    values = variance[clean]
+    return float(np.sqrt(np.median(values if values.size else variance)))
+
+
+def _transfer(n: int, phase_y: NDArray[np.float64] | None, phase_x: NDArray[np.float64] | None) -> F32:
+    """Share of white noise power left at each frequency of the half plane after one interpolation."""
+    along_y = noise_transfer(fft.fftfreq(n), phase_y)
+    along_x = noise_transfer(fft.rfftfreq(n), phase_x)
+    out: F32 = along_y[:, None] * along_x
+    return out
+
+
+def _psf_grid(xc: NDArray[np.float64], yc: NDArray[np.float64], grid: F32) -> TilePsf:
+    """The PSFs as a grid of at least 2 x 2 places."""
+    if len(xc) == 1:
+        xc, grid = np.append(xc, xc + 1.0), np.repeat(grid, 2, axis=1)
+    if len(yc) == 1:
+        yc, grid = np.append(yc, yc + 1.0), np.repeat(grid, 2, axis=0)
+    return TilePsf(xc, yc, grid)
+
+
+def _limiting_magnitude(sigma: F32, psf: F32, magzp: float) -> float:
+    """5-sigma magnitude of a point source at the centre for the median noise of the quadrant; NaN if unknown."""
+    values = sigma[::4, ::4]
+    values = values[np.isfinite(values)]
+    if values.size == 0 or not np.isfinite(magzp):
+        return float("nan")
+    flux_error = float(np.median(values)) / float(np.sqrt(np.sum(psf.astype(float) ** 2)))
+    return float(magzp - 2.5 * np.log10(5 * flux_error))

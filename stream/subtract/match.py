@@ -1,0 +1,207 @@
+"""Throughput and registration of a science image against its reference, from the stars that both contain.
+
+The matching follows the survey's heritage code (``ztf-facts.md`` §5.1): clean, isolated stars within 1 px of each
+other, at least 20 of them, a median flux ratio, and per-axis offsets whose scatter is the astrometric noise that
+enters S_corr.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from stream.core.errors import SubtractionError
+from stream.core.flags import BAD_BITS
+from stream.core.psf import polynomial_terms
+from stream.core.records import F32, Reference, ScienceImage, Table
+
+
+@dataclass(frozen=True, slots=True)
+class MatchConfig:
+    """How stars are chosen and matched."""
+
+    radius: float = 1.0  # px, final match radius
+    search: float = 3.0  # px, first match, before the common offset is taken out
+    isolation: float = 10.5  # px to the next source of the same list, the heritage box
+    min_snr: float = 20.0
+    min_matches: int = 20  # below it the zero points give the throughput
+    min_affine: int = 40  # below it only a shift is fitted to the offsets
+    ratio_floor: float = 0.01  # relative flux error that no star beats (flat field, PSF model)
+    rms_floor: float = 0.005  # px; no two images are tied to each other better
+    rms_default: float = 0.1  # px, where too few stars tell it: the survey's 65 mas and a bit
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What the common stars say.
+
+    ``flux_scale``: reference DN times this is science DN. ``offset_x``, ``offset_y``: coefficients of
+    ``polynomial_terms`` (degree 0 or 1 over the science image) to add to the map, in reference px; zero where not
+    significant. ``rms``: registration error per axis (x, y), px, photon noise of the stars taken out.
+    """
+
+    flux_scale: float
+    flux_scale_error: float
+    n_matched: int
+    offset_x: NDArray[np.float64]
+    offset_y: NDArray[np.float64]
+    rms: tuple[float, float]
+    from_zeropoints: bool
+
+
+def clean_stars(table: Table, shape: tuple[int, int], config: MatchConfig) -> NDArray[np.intp]:
+    """Rows of a source table that are bright, unflagged, star-like, isolated and away from the edge."""
+    if len(table) == 0:
+        return np.zeros(0, np.intp)
+    ny, nx = shape
+    x, y = table["x"], table["y"]
+    ok = np.isfinite(x) & np.isfinite(y) & np.isfinite(table["flux"]) & (table["sigflux"] > 0)
+    if not ok.any():
+        return np.zeros(0, np.intp)
+    distance = np.full(len(table), np.inf)
+    tree = cKDTree(np.stack([x[ok], y[ok]], axis=1))
+    if ok.sum() > 1:
+        distance[ok] = tree.query(tree.data, k=2)[0][:, 1]
+    flags = table["flags"]
+    ok &= (flags >= 0) & (flags & BAD_BITS == 0) & (distance > config.isolation)
+    ok &= table["flux"] > config.min_snr * table["sigflux"]
+    ok &= (x > 12) & (x < nx - 13) & (y > 12) & (y < ny - 13)
+    # Unknown shapes (NaN) pass: a table without them is still a table of stars.
+    ok &= ~(np.abs(table["sharp"]) > 0.7)
+    return np.flatnonzero(ok)
+
+
+def match_sources(
+    science: ScienceImage, reference: Reference, map_y: F32, map_x: F32, config: MatchConfig | None = None
+) -> Match:
+    """Flux ratio, residual offset and registration error between the two images.
+
+    Parameters
+    ----------
+    science, reference
+        With their source tables. The reference's may be empty.
+    map_y, map_x : ndarray, (ny, nx), float32
+        Reference pixel of each science pixel.
+
+    Raises
+    ------
+    SubtractionError
+        Fewer than ``min_matches`` stars and no finite zero points to fall back on.
+    """
+    config = config or MatchConfig()
+    s = science.sources[clean_stars(science.sources, science.data.shape, config)]
+    r = reference.sources[clean_stars(reference.sources, reference.data.shape, config)]
+    si, ri, dx, dy = _pairs(s, r, map_y, map_x, config)
+    s, r = s[si], r[ri]
+    scale, error = _flux_ratio(s, r, config)
+    from_zeropoints = len(s) < config.min_matches
+    if from_zeropoints:
+        scale, error = 10 ** (0.4 * (science.zeropoint.magzp - reference.magzp)), float("nan")
+        if not np.isfinite(scale):
+            raise SubtractionError(
+                f"only {len(s)} common stars and no zero points: the throughput of science and reference is unknown",
+                n_matched=len(s),
+            )
+    offset_x, offset_y, rms = _registration(s, r, dx, dy, science, reference, config)
+    return Match(float(scale), float(error), len(s), offset_x, offset_y, rms, from_zeropoints)
+
+
+def _pairs(
+    s: Table, r: Table, map_y: F32, map_x: F32, config: MatchConfig
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+    """Mutual nearest neighbours in reference pixels, and reference minus mapped science place."""
+    none = np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0), np.zeros(0)
+    if len(s) == 0 or len(r) == 0:
+        return none
+    at = np.stack([s["y"], s["x"]])
+    place = np.stack([ndimage.map_coordinates(m, at, order=1, mode="nearest") for m in (map_x, map_y)], axis=1)
+    star = np.stack([r["x"], r["y"]], axis=1)
+    shift = np.zeros(2)
+    for radius in (config.search, config.radius):
+        distance, j = cKDTree(star).query(place + shift, distance_upper_bound=radius)
+        i = np.flatnonzero(np.isfinite(distance))
+        if len(i) == 0:
+            return none
+        back = cKDTree(place + shift).query(star[j[i]])[1]
+        i = i[back == i]
+        offset = star[j[i]] - place[i]
+        shift = np.median(offset, axis=0)
+    return i, j[i], offset[:, 0], offset[:, 1]
+
+
+def _flux_ratio(s: Table, r: Table, config: MatchConfig) -> tuple[float, float]:
+    """Robust weighted mean of science over reference flux, and its error; variables and blends clipped."""
+    ok = r["flux"] > 0
+    if not ok.any():
+        return float("nan"), float("nan")
+    ratio = s["flux"][ok] / r["flux"][ok]
+    relative = np.hypot(s["sigflux"][ok] / s["flux"][ok], r["sigflux"][ok] / r["flux"][ok])
+    weight = 1.0 / (relative**2 + config.ratio_floor**2)
+    centre = float(np.median(ratio))
+    keep = np.ones(len(ratio), bool)
+    for _ in range(5):
+        spread = 1.4826 * float(np.median(np.abs(ratio[keep] - centre)))
+        expected = centre * np.sqrt(1 / weight)
+        keep = np.abs(ratio - centre) < 3.0 * np.maximum(spread, expected) + 1e-12
+        if not keep.any():
+            return float(np.median(ratio)), float("nan")
+        centre = float(np.sum(weight[keep] * ratio[keep]) / np.sum(weight[keep]))
+    return centre, float(centre / np.sqrt(weight[keep].sum()))
+
+
+def _registration(
+    s: Table,
+    r: Table,
+    dx: NDArray[np.float64],
+    dy: NDArray[np.float64],
+    science: ScienceImage,
+    reference: Reference,
+    config: MatchConfig,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[float, float]]:
+    """Coefficients of the significant residual offset and the r.m.s. left over, photon noise taken out."""
+    if len(s) < 10:
+        return np.zeros(1), np.zeros(1), (config.rms_default, config.rms_default)
+    # Centroid error of a star: sigma_PSF over its S/N (King 1983), both images.
+    photon = np.hypot(science.seeing * s["sigflux"] / s["flux"], reference.psf.fwhm * r["sigflux"] / r["flux"]) / 2.355
+    degree = 1 if len(s) >= config.min_affine else 0
+    terms = polynomial_terms(s["x"], s["y"], science.data.shape, degree)
+    coefficients, rms = [], []
+    for offset in (dx, dy):
+        solution, left = _robust_fit(terms, offset, photon)
+        model = terms @ solution
+        scatter = 1.4826 * float(np.median(np.abs(left - np.median(left))))
+        # The fit itself has an error of about scatter sqrt(n_terms / n): below three of it there is nothing to correct.
+        if float(np.sqrt(np.mean(model**2))) < 3 * scatter * np.sqrt(terms.shape[1] / len(s)):
+            solution, left = np.zeros(1), offset
+        coefficients.append(solution)
+        rms.append(_intrinsic_rms(left, photon, config))
+    return coefficients[0], coefficients[1], (rms[0], rms[1])
+
+
+def _robust_fit(
+    terms: NDArray[np.float64], values: NDArray[np.float64], sigma: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weighted least squares, outliers clipped; the solution and all residuals."""
+    weight = 1.0 / np.hypot(sigma, 0.02)
+    keep = np.ones(len(values), bool)
+    for _ in range(4):
+        a = terms[keep] * weight[keep, None]
+        solution = np.linalg.lstsq(a, values[keep] * weight[keep], rcond=None)[0]
+        left = values - terms @ solution
+        pull = left * weight
+        spread = max(1.4826 * float(np.median(np.abs(pull[keep]))), 0.3)
+        keep = np.abs(pull) < 3.5 * spread
+        if keep.sum() < 2 * terms.shape[1]:
+            break
+    return solution, left
+
+
+def _intrinsic_rms(left: NDArray[np.float64], photon: NDArray[np.float64], config: MatchConfig) -> float:
+    """Robust r.m.s. of the best-measured half of the stars with their photon noise subtracted."""
+    best = np.argsort(photon, kind="stable")[: max(10, len(left) // 2)]
+    scatter = 1.4826 * float(np.median(np.abs(left[best] - np.median(left[best]))))
+    return float(np.sqrt(max(scatter**2 - float(np.median(photon[best] ** 2)), config.rms_floor**2)))
