@@ -1,0 +1,53 @@
+"""Little windows around many places at once: pixels out of an image, models into one, mask bits of a box."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.core.records import F32, U16
+
+F64 = NDArray[np.float64]
+INT = NDArray[np.intp]
+
+FLAG_BOX = 5  # side of the box whose mask bits make a source's flags (Explanatory Supplement §10.6)
+EDGE_FLAG = -1
+
+
+def nearest_pixels(x: F64, y: F64) -> tuple[INT, INT]:
+    """Pixel that a place falls into, as ``PsfModel.stamps`` rounds it."""
+    return np.rint(x).astype(np.intp), np.rint(y).astype(np.intp)
+
+
+def window_index(ix: INT, iy: INT, size: int, shape: tuple[int, int]) -> tuple[INT, NDArray[np.bool_]]:
+    """Flat indices (n, size, size) of the windows around pixels, and which of them lie in the image.
+
+    Outside the image the index is that of the nearest edge pixel.
+    """
+    ny, nx = shape
+    reach = np.arange(size) - size // 2
+    rows, columns = iy[:, None] + reach, ix[:, None] + reach
+    row_in, column_in = (rows >= 0) & (rows < ny), (columns >= 0) & (columns < nx)
+    index = np.clip(rows, 0, ny - 1)[:, :, None] * nx + np.clip(columns, 0, nx - 1)[:, None, :]
+    return index, row_in[:, :, None] & column_in[:, None, :]
+
+
+def add_stamps(image: F32, ix: INT, iy: INT, stamps: F32) -> None:
+    """Add windows (n, size, size) around pixels into ``image`` in place; what falls outside is dropped."""
+    index, inside = window_index(ix, iy, stamps.shape[1], (image.shape[0], image.shape[1]))
+    flat = image.reshape(-1)
+    if inside.all():
+        np.add.at(flat, index.ravel(), stamps.ravel())
+    else:
+        np.add.at(flat, index[inside], stamps[inside])
+
+
+def box_flags(mask: U16, x: F64, y: F64, *, edge: int | None = EDGE_FLAG) -> NDArray[np.int32]:
+    """OR of the mask in the 5 x 5 box around places; ``edge`` where the box leaves the image, None: of what is in it."""
+    ix, iy = nearest_pixels(x, y)
+    index, inside = window_index(ix, iy, FLAG_BOX, (mask.shape[0], mask.shape[1]))
+    bits = mask.reshape(-1)[index]
+    flags: NDArray[np.int32] = np.bitwise_or.reduce(bits.reshape(len(bits), -1), axis=1).astype(np.int32)
+    if edge is not None:
+        flags[~inside.all(axis=(1, 2))] = edge
+    return flags
