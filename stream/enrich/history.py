@@ -13,8 +13,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from stream.core.identity import utc_of
 from stream.core.records import CandidateBatch, QuadrantReport, Row
 
@@ -255,12 +253,9 @@ def year_of(jd: float) -> int:
     return utc_of(jd).year
 
 
-def covers_nearly(corners: Sequence[float], ra: float, dec: float, margin: float = 0.02) -> bool:
-    """Whether a place is in a footprint's bounding circle (deg margin): a cheap test before ``covers``."""
-    if not corners:
-        return False
-    decs = np.asarray(corners[1::2])
-    if not decs.min() - margin <= dec <= decs.max() + margin:
-        return False
-    dra = (np.asarray(corners[0::2]) - ra + 180.0) % 360.0 - 180.0
-    return bool(dra.min() * dra.max() <= 0 or np.abs(dra).min() * math.cos(math.radians(dec)) < margin)
+def covers_nearly(corners: Sequence[float], ra: float, dec: float, reach: float = 1.5) -> bool:
+    """Whether a place is within ``reach`` deg of a footprint's first corner: a cheap test before ``covers``.
+
+    A quadrant's diagonal is 1.25 deg, so nothing that ``covers`` accepts is lost.
+    """
+    return len(corners) > 1 and separation(ra, dec, corners[0], corners[1]) <= reach * 3600.0

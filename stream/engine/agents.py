@@ -1,0 +1,131 @@
+"""Faust agents: the record stages as stream processors on the aiokafka driver.
+
+One Faust app a stage, so that a stage scales, restarts and lags by itself. The event loop is never blocked: a
+stage's ``handle`` runs in its own thread, one message at a time. Delivery is at least once: a message is
+acknowledged after everything that follows from it is confirmed by the broker; deterministic identifiers make a
+repeat harmless. Faust's own exactly-once mode is known not to work and is not used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import faust
+import structlog
+from faust.transport.drivers import aiokafka as driver
+
+from stream.core.errors import Retriable
+from stream.engine import deadletters, ledger, metrics
+from stream.engine.config import Settings
+from stream.engine.kafka import OutMessage, RawMessage
+from stream.engine.stages import Stage
+
+log = structlog.get_logger(__name__)
+
+# A retriable failure is tried again after 1, 2, 4 ... 30 s for as long as it takes: nothing is lost, and lag shows it.
+_LONGEST_BACKOFF = 30.0
+
+
+class CommittedConsumer(driver.AIOKafkaConsumerThread):
+    """Faust's consumer thread, reading committed messages only.
+
+    Pixel workers write in transactions; Faust asks for ``read_committed`` only in its exactly-once mode. The flag it
+    looks at decides nothing else here.
+    """
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"
+        consumer._fetcher_isolation = "read_committed"
+        return consumer
+
+
+def make_app(stage: Stage, settings: Settings) -> faust.App:
+    """The Faust app of one stage: reads its sources, writes what ``handle`` returns."""
+    app = faust.App(
+        f"{settings.group_prefix}-{stage.name}",
+        broker=[f"kafka://{address}" for address in settings.bootstrap.split(",")],
+        store="memory://",
+        web_enabled=False,
+        topic_disable_leader=True,
+        consumer_auto_offset_reset="earliest",
+        stream_wait_empty=False,
+        broker_commit_every=1,
+        broker_commit_interval=1.0,
+        broker_max_poll_records=16,
+        broker_session_timeout=settings.session_timeout_ms / 1000.0,
+        broker_heartbeat_interval=2.0,
+        consumer_max_fetch_size=17 * 1024 * 1024,
+        producer_max_request_size=32 * 1024 * 1024,
+        producer_compression_type="gzip",
+    )
+    raw = {"key_serializer": "raw", "value_serializer": "raw", "internal": False, "allow_empty": True}
+    topics = {name: app.topic(name, key_type=bytes, value_type=bytes, **raw) for name in stage.sources}
+    outputs: dict[str, Any] = {}
+    executor = ThreadPoolExecutor(1, thread_name_prefix=stage.name)
+
+    async def send(out: OutMessage) -> None:
+        topic = outputs.setdefault(out.topic, app.topic(out.topic, key_type=bytes, value_type=bytes, **raw))
+        confirmed = await topic.send(key=out.key, value=out.value, headers=list(out.headers))
+        await confirmed
+
+    for name, topic in topics.items():
+
+        @app.agent(topic, name=f"{stage.name}-{name}")
+        async def run(stream: Any) -> None:
+            async for event in stream.events():
+                await _one(stage, _incoming(event), executor, send, settings)
+
+    return app
+
+
+def _incoming(event: Any) -> RawMessage:
+    message = event.message
+    headers = message.headers or []
+    pairs = headers.items() if isinstance(headers, dict) else headers
+    return RawMessage(
+        topic=message.topic,
+        partition=message.partition,
+        offset=message.offset,
+        key=message.key,
+        value=message.value or b"",
+        headers=tuple((str(k), bytes(v or b"")) for k, v in pairs),
+        timestamp=message.timestamp or 0.0,
+    )
+
+
+async def _one(stage: Stage, message: RawMessage, executor: Any, send: Any, settings: Settings) -> None:
+    """Handle one message to its end: its results confirmed, or its dead letter confirmed."""
+    loop = asyncio.get_running_loop()
+    where = {"topic": message.topic, "partition": message.partition, "offset": message.offset}
+    backoff = 1.0
+    while True:
+        started = time.perf_counter()
+        try:
+            results = await loop.run_in_executor(executor, stage.handle, message)
+            for out in results:
+                await send(out)
+        except Retriable as error:
+            log.warning("retrying", stage=stage.name, error=str(error), seconds=backoff, **where)
+            metrics.RETRIES.labels(stage.name, type(error).__name__).inc()
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, _LONGEST_BACKOFF)
+            continue
+        except Exception as error:  # permanent, or a defect of ours that this input met: the agent must live on
+            log.error("dead letter", stage=stage.name, error=str(error), **where)
+            letter = deadletters.letter_of_message(
+                message, error, worker=stage.name, now=time.time(), limit=settings.deadletter_value_bytes,
+                stage=stage.name,
+            )  # fmt: skip
+            await send(deadletters.encode(letter))
+            metrics.DEADLETTERS.labels(stage.name, type(error).__name__).inc()
+            metrics.MESSAGES.labels(stage.name, "failed").inc()
+        else:
+            metrics.WORK.labels(stage.name).observe(time.perf_counter() - started)
+            metrics.MESSAGES.labels(stage.name, "ok").inc()
+            for out in results:
+                metrics.observe(stage.passed, ledger.read(out.headers))
+        return

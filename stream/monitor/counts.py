@@ -1,0 +1,110 @@
+"""Figures of the night in Redis: written by the monitor agent, read by ``status``. Every write is idempotent.
+
+Keys under ``ztf:mon:<night>:``: a set of pids per outcome, hashes of the last quality records and failures, a list
+of latencies; ``ztf:mon:nights`` names the nights, ``ztf:mon:last`` the last quadrant.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+
+from stream.core.identity import night_of
+from stream.core.records import QuadrantReport, Status
+
+KEEP_SECONDS = 8 * 86_400  # the survey's mirrors keep a week; so does what we know of it
+_LAST_FAILURES = 20
+
+
+@dataclass(slots=True)
+class NightCounts:
+    """What the monitor knows of a night."""
+
+    night: str
+    quadrants: dict[str, int] = field(default_factory=dict)  # by status
+    candidates: int = 0
+    sources: int = 0
+    dead_letters: int = 0
+    events: dict[str, int] = field(default_factory=dict)  # messages by topic (streaks, tracklets)
+    latencies: list[float] = field(default_factory=list)  # arrival to subtracted, s
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    last: dict[str, Any] | None = None
+
+
+class Monitor:
+    """Counts in Redis."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+
+    def quadrant(self, report: QuadrantReport, ledger: Mapping[str, float]) -> None:
+        """Count a quadrant's outcome; a repeat replaces what was known of it."""
+        night = night_of(report.jd)
+        key = f"ztf:mon:{night}"
+        row = {
+            "name": report.name,
+            "status": str(report.status),
+            "stage": report.stage,
+            "reason": report.reason,
+            "n_candidates": report.n_candidates or 0,
+            "n_sources": report.n_sources or 0,
+            "seconds": round(sum(report.seconds.values()), 3),
+            "latency": _latency(ledger),
+            "at": max(ledger.values(), default=0.0),
+        }
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.sadd("ztf:mon:nights", night)
+        pipe.hset(f"{key}:quadrants", str(report.pid), json.dumps(row))
+        pipe.set("ztf:mon:last", json.dumps(row), ex=KEEP_SECONDS)
+        pipe.expire(f"{key}:quadrants", KEEP_SECONDS)
+        pipe.execute()
+
+    def dead_letter(self, partition: int, offset: int, value: bytes) -> None:
+        """Count a dead letter by its place in the topic."""
+        try:
+            letter = json.loads(value)
+        except ValueError:
+            letter = {}
+        row = {name: letter.get(name) for name in ("time", "stage", "error", "reason", "what_to_do", "id")}
+        self._redis.hset("ztf:mon:deadletters", f"{partition}-{offset}", json.dumps(row))
+        self._redis.expire("ztf:mon:deadletters", KEEP_SECONDS)
+
+    def event(self, topic: str, partition: int, offset: int) -> None:
+        """Count a message of another topic by its place in it."""
+        self._redis.sadd(f"ztf:mon:events:{topic}", f"{partition}-{offset}")
+        self._redis.expire(f"ztf:mon:events:{topic}", KEEP_SECONDS)
+
+    def nights(self) -> list[str]:
+        """Nights that were seen, oldest first."""
+        members: Any = self._redis.smembers("ztf:mon:nights")
+        return sorted(member.decode() for member in members)
+
+    def counts(self, night: str) -> NightCounts:
+        """Everything known of a night."""
+        counts = NightCounts(night)
+        rows: Any = self._redis.hvals(f"ztf:mon:{night}:quadrants")
+        for row in map(json.loads, rows):
+            counts.quadrants[row["status"]] = counts.quadrants.get(row["status"], 0) + 1
+            counts.candidates += row["n_candidates"]
+            counts.sources += row["n_sources"]
+            if row["latency"] is not None:
+                counts.latencies.append(row["latency"])
+            if row["status"] == Status.FAILED:
+                counts.failures.append(row)
+        counts.failures = sorted(counts.failures, key=lambda row: -row["at"])[:_LAST_FAILURES]
+        counts.dead_letters = int(self._redis.hlen("ztf:mon:deadletters"))  # type: ignore[arg-type]
+        for topic in ("ztf.streaks", "ztf.tracklets"):
+            counts.events[topic] = int(self._redis.scard(f"ztf:mon:events:{topic}"))  # type: ignore[arg-type]
+        last: Any = self._redis.get("ztf:mon:last")
+        counts.last = json.loads(last) if last else None
+        return counts
+
+
+def _latency(ledger: Mapping[str, float]) -> float | None:
+    if "arrived" not in ledger or "subtracted" not in ledger:
+        return None
+    return round(ledger["subtracted"] - ledger["arrived"], 3)
