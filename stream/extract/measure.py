@@ -1,0 +1,225 @@
+"""Everything that is measured on the pixels under a candidate, for all candidates of a quadrant together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.core.flags import BAD_BITS, UNUSABLE_BITS
+from stream.core.records import Difference, Reference, ScienceImage
+from stream.extract.detect import Peaks, refine_peaks
+from stream.extract.psffit import PsfGrid, fit_flux, fit_psf, render
+from stream.extract.shape import (
+    APERTURE_RADIUS,
+    BIG_APERTURE_RADIUS,
+    aperture_flux,
+    robust_rms,
+    star_likeness,
+    sum_ratio,
+    windowed_shape,
+)
+from stream.extract.stamps import gather, gather_at
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+# Candidates per pass: keeps the stamps of one pass in a few megabytes.
+CHUNK = 512
+_HALF = 11  # px: stamps hold the big aperture wherever the source lies in its pixel
+# Sky annulus, px: outside the big aperture and the PSF's wings at the worst seeing that is accepted, small enough
+# for local structure; every second pixel, as a median needs no more.
+_SKY_INNER, _SKY_OUTER = 12.0, 20.0
+_MIN_SKY_PIXELS = 50
+# Fit window in FWHM: holds 99 % of a Gaussian's weight; a wider one only adds neighbours.
+_FIT_RADIUS_FWHM = 1.75
+_DIPOLE_RADIUS_FWHM = 1.5
+# The deepest of the few independent places within the dipole radius lies about this many sigma below zero by noise.
+_DIPOLE_NOISE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """One value per candidate; fluxes in DN, signed so that the candidate is positive; NaN: not measurable.
+
+    ``x``, ``y`` are the fitted places and ``ix``, ``iy`` their nearest pixels (first is 0).
+    """
+
+    x: F64
+    y: F64
+    ix: I64
+    iy: I64
+    sign: I64
+    scorr: F64
+    flux: F64
+    fluxerr: F64
+    chi2: F64
+    weight: F64  # share of the PSF on usable pixels
+    sky: F64
+    ap: F64
+    ap_err: F64
+    big: F64
+    big_err: F64
+    a: F64
+    b: F64
+    fwhm: F64
+    classtar: F64
+    sumrat: F64
+    nneg: I64
+    nbad: I64
+    maskbits: I64
+    dsnrms: F64
+    ssnrms: F64
+    refflux: F64
+    dipole: F64
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scales:
+    """What is the same for all candidates of a quadrant."""
+
+    grid: PsfGrid
+    d_rms: float
+    s_rms: float
+    fit_half: int
+
+
+def measure(science: ScienceImage, reference: Reference, difference: Difference, peaks: Peaks) -> Measurements:
+    """Measure all peaks.
+
+    Parameters
+    ----------
+    science, reference, difference
+        The quadrant's records; see their docstrings for units.
+    peaks : Peaks
+        Where to measure.
+
+    Returns
+    -------
+    Measurements
+        In the order of ``peaks``.
+    """
+    half = int(np.clip(np.ceil(_FIT_RADIUS_FWHM * difference.fwhm), 3, _HALF))
+    scales = _Scales(
+        PsfGrid(difference.psf, difference.data.shape), robust_rms(difference.data), robust_rms(difference.score), half
+    )
+    x, y = refine_peaks(difference.scorr, peaks)
+    parts = []
+    for start in range(0, len(peaks), CHUNK):
+        take = slice(start, start + CHUNK)
+        part = _measure_chunk(difference, scales, peaks, take, x[take], y[take])
+        part["refflux"] = _reference_flux(science, reference, difference, part)
+        parts.append(part)
+    names = [f.name for f in fields(Measurements)]
+    if not parts:
+        empty: dict[str, NDArray[Any]] = {name: np.zeros(0) for name in names}
+        return Measurements(**empty)
+    return Measurements(**{name: np.concatenate([part[name] for part in parts]) for name in names})
+
+
+def _measure_chunk(
+    difference: Difference, scales: _Scales, peaks: Peaks, take: slice, x: F64, y: F64
+) -> dict[str, NDArray[Any]]:
+    sign = peaks.sign[take].astype(np.int64)
+    px, py = peaks.x[take], peaks.y[take]
+    data = gather(difference.data, px, py, _HALF) * sign[:, None, None].astype(np.float32)
+    variance = gather(difference.sigma, px, py, _HALF) ** 2
+    mask = gather(difference.mask, px, py, _HALF, fill=0)
+    good = np.isfinite(data) & (variance > 0) & np.isfinite(variance) & ((mask & UNUSABLE_BITS) == 0)
+    sky, sky_variance = _sky(difference, px, py, sign)
+    data = data - sky.astype(np.float32)[:, None, None]
+    variance = np.where(good, variance, 0.0).astype(np.float32)
+    coefficients = scales.grid.select(x, y)
+    inner = np.s_[:, _HALF - scales.fit_half : _HALF + scales.fit_half + 1,
+                  _HALF - scales.fit_half : _HALF + scales.fit_half + 1]  # fmt: skip
+    disc = np.hypot(*np.mgrid[-_HALF : _HALF + 1, -_HALF : _HALF + 1]) <= scales.fit_half + 0.5
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fit = fit_psf(data[inner], variance[inner], (good & disc)[inner], coefficients, x - px, y - py)
+    model = render(coefficients, fit.dx, fit.dy, 2 * _HALF + 1)
+    # Holes are filled with what the fit expects, so that apertures and moments miss nothing.
+    filled = np.where(good, data, np.nan_to_num(fit.flux)[:, None, None] * model).astype(np.float32)
+    ap, ap_err = aperture_flux(filled, variance, sky_variance, fit.dx, fit.dy, APERTURE_RADIUS)
+    big, big_err = aperture_flux(filled, variance, sky_variance, fit.dx, fit.dy, BIG_APERTURE_RADIUS)
+    shape = windowed_shape(filled, fit.dx, fit.dy, difference.fwhm)
+    fx, fy = px + fit.dx, py + fit.dy
+    ix, iy = np.rint(fx).astype(np.int64), np.rint(fy).astype(np.int64)
+    return {
+        "x": fx, "y": fy, "ix": ix, "iy": iy, "sign": sign, "scorr": peaks.scorr[take].astype(np.float64),
+        "flux": fit.flux, "fluxerr": fit.fluxerr, "chi2": fit.chi2, "weight": fit.weight, "sky": sky,
+        "ap": ap, "ap_err": ap_err, "big": big, "big_err": big_err,
+        "a": shape.a, "b": shape.b, "fwhm": shape.fwhm,
+        "classtar": star_likeness(shape.fwhm, difference.fwhm, fit.flux / fit.fluxerr),
+        **_core_pixels(difference, ix, iy, sign),
+        **_scores(difference, scales, ix, iy, sign),
+    }  # fmt: skip
+
+
+def _sky(difference: Difference, px: I64, py: I64, sign: I64) -> tuple[F64, F64]:
+    """Median of an annulus (DN, signed) and the variance of that median; 0 where too few pixels are usable."""
+    half = int(_SKY_OUTER)
+    oy, ox = np.mgrid[-half : half + 1, -half : half + 1]
+    r = np.hypot(ox, oy)
+    ring = (r >= _SKY_INNER) & (r <= _SKY_OUTER) & ((ox + oy) % 2 == 0)
+    values = gather_at(difference.data, px[:, None] + ox[ring], py[:, None] + oy[ring])
+    values = np.sort(values, axis=1)  # NaN last
+    count = np.isfinite(values).sum(axis=1)
+    rows = np.arange(len(values))
+    quantiles = [values[rows, np.clip((count * q).astype(int), 0, values.shape[1] - 1)] for q in (0.25, 0.5, 0.75)]
+    enough = count >= _MIN_SKY_PIXELS
+    sky = np.where(enough, quantiles[1] * sign, 0.0).astype(np.float64)
+    rms = (quantiles[2] - quantiles[0]) / 1.349  # a Gaussian's interquartile range
+    # A median's variance is pi/2 times a mean's; the skipped half of the ring is a sample of the same sky.
+    sky_variance = np.where(enough, np.pi / 2 * rms.astype(np.float64) ** 2 / np.maximum(count, 1), 0.0)
+    return sky, sky_variance
+
+
+def _core_pixels(difference: Difference, ix: I64, iy: I64, sign: I64) -> dict[str, NDArray[Any]]:
+    """Counts and ratios over the 5x5 pixels in the middle of the cutout (its rows and columns 29..33)."""
+    seven = gather(difference.data, ix, iy, 3) * sign[:, None, None].astype(np.float32)
+    core = seven[:, 1:-1, 1:-1]
+    mask = gather(difference.mask, ix, iy, 2, fill=0)
+    bad = ((mask & BAD_BITS) != 0) | ~np.isfinite(core)
+    return {
+        "sumrat": sum_ratio(seven),
+        "nneg": (core < 0).sum(axis=(1, 2)),
+        "nbad": bad.sum(axis=(1, 2)),
+        "maskbits": np.bitwise_or.reduce(mask.reshape(len(mask), -1), axis=1).astype(np.int64),
+    }
+
+
+def _scores(difference: Difference, scales: _Scales, ix: I64, iy: I64, sign: I64) -> dict[str, NDArray[Any]]:
+    """Ratios of D and S to their spread, and how much of a dipole's other half stands beside the candidate."""
+    d = gather_at(difference.data, ix, iy).astype(np.float64) * sign
+    half = int(np.ceil(_DIPOLE_RADIUS_FWHM * difference.fwhm))
+    near = np.hypot(*np.mgrid[-half : half + 1, -half : half + 1]) <= _DIPOLE_RADIUS_FWHM * difference.fwhm
+    s = gather(difference.score, ix, iy, half)[:, near].astype(np.float64) * sign[:, None]
+    here = gather_at(difference.score, ix, iy).astype(np.float64) * sign
+    top = np.fmax.reduce(np.where(np.isfinite(s), s, -np.inf), axis=1)
+    low = np.fmin.reduce(np.where(np.isfinite(s), s, np.inf), axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        dipole = np.where(top > 0, np.clip((-low - _DIPOLE_NOISE * scales.s_rms) / top, 0.0, 1.0), np.nan)
+        return {"dsnrms": d / scales.d_rms, "ssnrms": here / scales.s_rms, "dipole": dipole}
+
+
+def _reference_flux(
+    science: ScienceImage, reference: Reference, difference: Difference, part: dict[str, NDArray[Any]]
+) -> F64:
+    """PSF-forced flux (DN on the science zero point) of the resampled reference at the fitted places."""
+    ix, iy = part["ix"].astype(np.int64), part["iy"].astype(np.int64)
+    dx, dy = part["x"] - ix, part["y"] - iy
+    ra, dec = science.astrometry.wcs.all_pix2world(part["x"], part["y"], 0)
+    rx, ry = reference.wcs.all_world2pix(ra, dec, 0, quiet=True)
+    ny, nx = reference.data.shape
+    rx, ry = (np.clip(np.nan_to_num(v), 0, n - 1) for v, n in ((rx, nx), (ry, ny)))
+    half = int(np.clip(np.ceil(_FIT_RADIUS_FWHM * reference.psf.fwhm), 3, _HALF))
+    # The place chooses the PSF, the candidate's own fraction of a pixel its phase.
+    model = reference.psf.stamps(np.rint(rx) + dx, np.rint(ry) + dy, 2 * half + 1)
+    data = gather(difference.reference, ix, iy, half)
+    good = np.isfinite(data)
+    flux, _, weight = fit_flux(np.where(good, data, 0.0).astype(np.float32), np.ones_like(data), good, model)
+    return np.where(weight > 0.5, flux, np.nan)

@@ -1,0 +1,202 @@
+"""One trailed source: its model, a search along a line, and a least-squares fit of its ends."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+from scipy.special import erf
+
+from stream.core.records import F32, Difference
+from stream.extract.stamps import gather_at
+
+F64 = NDArray[np.float64]
+
+_SIGMA_PER_FWHM = 1 / 2.3548200450309493
+# Half width in px of the strip that is searched and fitted beside a line, in PSF sigma: nothing of the trail is left.
+_STRIP = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A segment in px, first is 0."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+    @property
+    def length(self) -> float:
+        """Length in px."""
+        return math.hypot(self.x2 - self.x1, self.y2 - self.y1)
+
+    def distance(self, x: float, y: float) -> float:
+        """Distance of a place from the segment, px."""
+        length = max(self.length, 1e-9)
+        ux, uy = (self.x2 - self.x1) / length, (self.y2 - self.y1) / length
+        along = min(max((x - self.x1) * ux + (y - self.y1) * uy, 0.0), length)
+        return math.hypot(x - self.x1 - along * ux, y - self.y1 - along * uy)
+
+
+@dataclass(frozen=True, slots=True)
+class TrailFit:
+    """A fitted trail: ends, total flux and error (DN), errors of length (px), angle (deg), place across (px)."""
+
+    line: Line
+    flux: float
+    fluxerr: float
+    sig_length: float
+    sig_angle: float
+    sig_cross: float
+    chi2: float
+
+    @property
+    def snr(self) -> float:
+        """Flux over its error."""
+        return self.flux / self.fluxerr
+
+
+def trail_profile(x: F64, y: F64, line: Line, sigma: float) -> F64:
+    """Unit-flux model of a Gaussian PSF drawn along a segment at constant speed, at pixel places.
+
+    (Vereš et al. 2012, PASP 124, 1197: the trail fit of moving objects.)
+    """
+    length = max(line.length, 1e-3)
+    ux, uy = (line.x2 - line.x1) / length, (line.y2 - line.y1) / length
+    mx, my = 0.5 * (line.x1 + line.x2), 0.5 * (line.y1 + line.y2)
+    along = (x - mx) * ux + (y - my) * uy
+    across = -(x - mx) * uy + (y - my) * ux
+    root = math.sqrt(2.0) * sigma
+    ends = erf((along + length / 2) / root) - erf((along - length / 2) / root)
+    profile: F64 = np.exp(-0.5 * (across / sigma) ** 2) / (math.sqrt(2 * math.pi) * sigma) * ends / (2 * length)
+    return profile
+
+
+def best_extent(values: F64, max_length: int) -> tuple[int, int, float]:
+    """The run [i, j) of a row of unit-variance values with the greatest sum over root of length, and that figure."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    n = len(values)
+    best = (0, 1, -math.inf)
+    lengths = np.unique(np.round(np.geomspace(2, min(max_length, n), 40)).astype(int))
+    for length in lengths.tolist():
+        scores = (total[length:] - total[:-length]) / math.sqrt(length)
+        i = int(np.argmax(scores))
+        if scores[i] > best[2]:
+            best = (i, i + length, float(scores[i]))
+    return best
+
+
+def trace(scorr: F32, x: float, y: float, angle: float, max_length: int) -> tuple[Line, float] | None:
+    """Follow a line through a place as far as the score carries it.
+
+    Returns the segment and its significance estimate along the line (sum of S_corr over root of its
+    length), or None where nothing usable lies on the line. The angle (rad, from x to y) is improved twice by a
+    straight fit to the significant pixels beside the line.
+    """
+    line: Line | None = None
+    score = -math.inf
+    for _ in range(3):
+        steps = np.arange(-max_length, max_length + 1)
+        ux, uy = math.cos(angle), math.sin(angle)
+        across = np.array([-1, 0, 1])[:, None]
+        px = np.rint(x + steps * ux - across * uy).astype(np.int64)
+        py = np.rint(y + steps * uy + across * ux).astype(np.int64)
+        row = np.nan_to_num(gather_at(scorr, px, py).astype(np.float64)).mean(axis=0)
+        # The clipping keeps one star on the line from being the whole line.
+        i, j, score = best_extent(np.clip(row, -3.0, 8.0), max_length)
+        line = Line(x + steps[i] * ux, y + steps[i] * uy, x + steps[j - 1] * ux, y + steps[j - 1] * uy)
+        refined = _straighten(scorr, line)
+        if refined is None:
+            break
+        x, y, angle = refined
+    return None if line is None or line.length < 1 else (line, score)
+
+
+def _straighten(scorr: F32, line: Line) -> tuple[float, float, float] | None:
+    """Centroid and direction (rad) of the significant pixels within 3 px of a segment."""
+    steps = np.linspace(0, 1, max(int(line.length) + 1, 2))
+    length = max(line.length, 1e-9)
+    ux, uy = (line.x2 - line.x1) / length, (line.y2 - line.y1) / length
+    across = np.arange(-3, 4)[:, None]
+    gx = line.x1 + steps * (line.x2 - line.x1) - across * uy
+    gy = line.y1 + steps * (line.y2 - line.y1) + across * ux
+    px, py = np.rint(gx).astype(np.int64), np.rint(gy).astype(np.int64)
+    weight = np.clip(np.nan_to_num(gather_at(scorr, px, py)).astype(np.float64) - 1.5, 0.0, 8.0)
+    total = weight.sum()
+    if total <= 0:
+        return None
+    mx, my = float((weight * px).sum() / total), float((weight * py).sum() / total)
+    cxx, cyy = (weight * (px - mx) ** 2).sum(), (weight * (py - my) ** 2).sum()
+    cxy = (weight * (px - mx) * (py - my)).sum()
+    return mx, my, float(0.5 * math.atan2(2 * cxy, cxx - cyy))
+
+
+def fit_trail(difference: Difference, sign: int, start: Line) -> TrailFit | None:
+    """Least-squares fit of a trail to the difference image; None where it cannot be fitted.
+
+    Four unknowns (middle, angle, length) with the flux solved linearly at each step; the width is the
+    difference PSF's.
+    """
+    sigma = difference.fwhm * _SIGMA_PER_FWHM
+    x, y, data, noise = _strip(difference, sign, start, sigma)
+    if len(data) < 30:
+        return None
+    mx, my = 0.5 * (start.x1 + start.x2), 0.5 * (start.y1 + start.y2)
+    angle = math.atan2(start.y2 - start.y1, start.x2 - start.x1)
+
+    def line_of(p: F64) -> Line:
+        hx, hy = 0.5 * p[3] * math.cos(p[2]), 0.5 * p[3] * math.sin(p[2])
+        return Line(p[0] - hx, p[1] - hy, p[0] + hx, p[1] + hy)
+
+    def solve(p: F64) -> tuple[float, F64]:
+        model = trail_profile(x, y, line_of(p), sigma) / noise
+        flux = float(model @ data) / max(float(model @ model), 1e-300)
+        return flux, model
+
+    def residuals(p: F64) -> F64:
+        flux, model = solve(p)
+        return data - flux * model
+
+    p0 = np.array([mx, my, angle, max(start.length, 2.0)])
+    scale = np.array([1.0, 1.0, 1.0 / max(start.length, 5.0), 1.0])
+    result = least_squares(residuals, p0, x_scale=scale, method="trf", max_nfev=25)
+    p = result.x
+    p[3] = abs(p[3])
+    flux, model = solve(p)
+    fluxerr = 1.0 / math.sqrt(max(float(model @ model), 1e-300))
+    try:
+        covariance = np.linalg.inv(result.jac.T @ result.jac)
+    except np.linalg.LinAlgError:
+        return None
+    across = np.array([-math.sin(p[2]), math.cos(p[2])])
+    errors = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    cross = math.sqrt(max(float(across @ covariance[:2, :2] @ across), 0.0))
+    chi2 = 2 * float(result.cost) / max(len(data) - 5, 1)
+    return TrailFit(
+        line_of(p), flux, fluxerr, float(errors[3]), math.degrees(float(errors[2])), cross, chi2
+    )  # fmt: skip
+
+
+def _strip(difference: Difference, sign: int, line: Line, sigma: float) -> tuple[F64, F64, F64, F64]:
+    """Usable pixels around a segment: places, signed values over their noise, and the noise."""
+    ny, nx = difference.data.shape
+    margin = _STRIP * sigma + 3.0
+    reach = margin + 0.15 * line.length  # the trace may have stopped short of a faint end
+    length = max(line.length, 1e-9)
+    ux, uy = (line.x2 - line.x1) / length, (line.y2 - line.y1) / length
+    x0, x1 = sorted((line.x1, line.x2))
+    y0, y1 = sorted((line.y1, line.y2))
+    xs = np.arange(max(int(x0 - reach), 0), min(int(x1 + reach) + 1, nx))
+    ys = np.arange(max(int(y0 - reach), 0), min(int(y1 + reach) + 1, ny))
+    gx, gy = np.meshgrid(xs, ys)
+    along = (gx - line.x1) * ux + (gy - line.y1) * uy
+    across = -(gx - line.x1) * uy + (gy - line.y1) * ux
+    near = (np.abs(across) <= margin) & (along >= -reach) & (along <= length + reach)
+    gx, gy = gx[near], gy[near]
+    data, noise = difference.data[gy, gx].astype(np.float64) * sign, difference.sigma[gy, gx].astype(np.float64)
+    good = np.isfinite(data) & np.isfinite(noise) & (noise > 0)
+    return gx[good].astype(float), gy[good].astype(float), data[good] / noise[good], noise[good]
