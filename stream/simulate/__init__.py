@@ -1,0 +1,25 @@
+"""The sky and camera simulator: raw packets in the survey's format with everything about them known.
+
+``simulate_night(out, NightPlan(...))`` writes packets, the catalogues that go with them and truth tables.
+"""
+
+from stream.simulate.night import NightSummary, epoch_positions, paint_quadrant, simulate_night, simulate_packet
+from stream.simulate.optics import PsfField, Wcs, psf_field, true_wcs, wcs_of
+from stream.simulate.plan import NightPlan, SimExposure, schedule, zeropoint
+
+__all__ = [
+    "NightPlan",
+    "NightSummary",
+    "PsfField",
+    "SimExposure",
+    "Wcs",
+    "epoch_positions",
+    "paint_quadrant",
+    "psf_field",
+    "schedule",
+    "simulate_night",
+    "simulate_packet",
+    "true_wcs",
+    "wcs_of",
+    "zeropoint",
+]
