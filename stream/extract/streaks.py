@@ -112,7 +112,7 @@ def find_clumps(scorr: F32, threshold: float, sign: int) -> Clumps:
     order = np.lexsort((np.arange(count), -total))
     angle = 0.5 * np.arctan2(2 * cxy, cxx - cyy)
     n = np.bincount(label, minlength=count)
-    return Clumps(*(v[order] for v in (mx, my, angle, elongation, n, peak)))
+    return Clumps(mx[order], my[order], angle[order], elongation[order], n[order].astype(np.int64), peak[order])
 
 
 def _find(difference: Difference, sign: int, settings: StreakSettings) -> list[TrailFit]:
