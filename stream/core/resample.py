@@ -259,7 +259,7 @@ def _tile_for(map_y: F32, map_x: F32) -> tuple[int, float]:
 
 
 def _axis_weights(
-    places: NDArray[np.float32], base: NDArray[np.int64], span: int, bend: float, taps_first: bool
+    places: F32, base: NDArray[np.int64], span: int, bend: float, taps_first: bool
 ) -> NDArray[np.float32]:
     """Kernel and its first and second difference over ``bend`` as matrices.
 
@@ -309,19 +309,19 @@ def _resample_tiled(source: F32, map_y: F32, map_x: F32, tile: int, bend: float,
         rows = slice(y, y + tile_y)
         top, bottom = map_x[y][cols], map_x[y + tile_y - 1][cols]  # (tiles, tile_x)
         left, right = map_y[rows][:, cols[:, 0]].T, map_y[rows][:, cols[:, -1]].T  # (tiles, tile_y)
-        sx, sy = (top + bottom) / 2, (left + right) / 2
+        sx, sy = (top + bottom) * np.float32(0.5), (left + right) * np.float32(0.5)
         gx, gy = (bottom - top) / (tile_y - 1), (right - left) / (tile_x - 1)
         bx = np.clip(np.floor(sx.min(axis=1)).astype(np.int64) - 3, -pad, source.shape[1] + pad - span)
         by = np.clip(np.floor(sy.min(axis=1)).astype(np.int64) - 3, -pad, source.shape[0] + pad - span)
         # Tiles that lie wholly outside are clipped to the padding; _blank_outside makes them NaN.
-        sx = np.clip(sx, (bx + 2.5)[:, None], (bx + span - 4.5)[:, None]).astype(np.float32)
-        sy = np.clip(sy, (by + 2.5)[:, None], (by + span - 4.5)[:, None]).astype(np.float32)
-        wx = _axis_weights(sx, bx, span, bend, True)
-        wy = _axis_weights(sy, by, span, bend, False)
+        sx = np.clip(sx, (bx + 2.5)[:, None], (bx + span - 4.5)[:, None])
+        sy = np.clip(sy, (by + 2.5)[:, None], (by + span - 4.5)[:, None])
+        wx = _axis_weights(sx.astype(np.float32), bx, span, bend, True)
+        wy = _axis_weights(sy.astype(np.float32), by, span, bend, False)
         stack = windows[by + pad, bx + pad]  # (tiles, span, span)
         along_x = stack @ wx
         # Row v of the source is met at this offset (rows) from the tile's middle.
-        slope = (sy[:, -1] - sy[:, 0]) / (tile_y - 1)
+        slope = np.maximum((sy[:, -1] - sy[:, 0]) / (tile_y - 1), np.float32(0.5))
         centre = (sy[:, -1] + sy[:, 0]) / 2
         v = ((by[:, None] + np.arange(span)) - centre[:, None]) / slope[:, None]
         u = (np.clip(v, -half_y - 4, half_y + 4) * inv_bend).astype(np.float32)[:, :, None] * gx[:, None, :]

@@ -21,7 +21,7 @@ def mesh_level(image: F32, ignore: NDArray[np.bool_], cell: int = 256, min_pixel
     cell : int
         Side of the cells, px. 256 is far wider than any source and follows the residual moonlight gradients.
     min_pixels : int
-        A cell with fewer usable sampled pixels (one in four is looked at) takes the median of the others.
+        A cell with fewer usable sampled pixels (one in nine is looked at) takes the median of the others.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def mesh_level(image: F32, ignore: NDArray[np.bool_], cell: int = 256, min_pixel
     min_pixels = min(min_pixels, (ny // (len(edges_y) - 1)) * (nx // (len(edges_x) - 1)) // 20)
     for j in range(level.shape[0]):
         for i in range(level.shape[1]):
-            box = np.s_[edges_y[j] : edges_y[j + 1] : 2, edges_x[i] : edges_x[i + 1] : 2]
+            box = np.s_[edges_y[j] : edges_y[j + 1] : 3, edges_x[i] : edges_x[i + 1] : 3]
             values = image[box][~ignore[box]]
             values = values[np.isfinite(values)]
             if len(values) > min_pixels:

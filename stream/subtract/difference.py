@@ -203,7 +203,8 @@ class _Tiles:
         qx, qy = map_x[iy, ix].astype(float), map_y[iy, ix].astype(float)
         new_psfs = science.psf.stamps(grid_x, grid_y, WORK, subpixel=False)
         reference_psfs = resampled_psfs(reference.psf, qx, qy)
-        padded = [_pad(v, self.pad) for v in (ready.new, ready.reference, ready.new_variance, ready.reference_variance)]
+        new, template = _pad(ready.new, self.pad), _pad(ready.reference, self.pad)
+        new_variance, template_variance = _pad(ready.new_variance, self.pad), _pad(ready.reference_variance, self.pad)
         psfs = np.empty((len(grid_x), WORK, WORK), np.float32)
         # ``build_reference`` interpolated its inputs once, at all phases; a reference made otherwise says so.
         built = _transfer(self.n, None, None) if reference.qa.get("interpolated", True) else np.float32(1)
@@ -212,7 +213,8 @@ class _Tiles:
             y0, x0 = self.ys[j], self.xs[i]
             y1, x1 = ends_y[j], ends_x[i]
             psfs[k] = new_psfs[k]
-            if ready.unusable[y0:y1, x0:x1].all():
+            seam = self.config.seam
+            if ready.unusable[max(y0 - seam, 0) : y1 + seam, max(x0 - seam, 0) : x1 + seam].all():
                 continue
             # Window of the padded images with the tile in its middle.
             oy, ox = y0 - (self.n - (y1 - y0)) // 2, x0 - (self.n - (x1 - x0)) // 2
@@ -220,7 +222,10 @@ class _Tiles:
             cut = np.s_[oy : oy + self.n, ox : ox + self.n]
             clean = ~ready.unusable[y0:y1:4, x0:x1:4]
             tile = TileInput(
-                *(v[cut] for v in padded),
+                new=new[cut],
+                reference=template[cut],
+                new_variance=new_variance[cut],
+                reference_variance=template_variance[cut],
                 new_psf=new_psfs[k],
                 reference_psf=reference_psfs[k],
                 new_sigma=_noise(ready.new_variance[y0:y1:4, x0:x1:4], clean),
@@ -257,8 +262,8 @@ class _Tiles:
         blank = grow(unusable, self.config.grow)
         blank |= self.score_variance <= 0  # tiles that were skipped
         self.score_variance[blank] = np.nan
-        scorr = self.score / np.sqrt(self.score_variance)
-        sigma = np.sqrt(self.variance)
+        scorr: F32 = self.score / np.sqrt(self.score_variance)
+        sigma: F32 = np.sqrt(self.variance)
         for image in (self.data, self.score, sigma):
             image[blank] = np.nan
         return self.data, sigma, self.score, scorr

@@ -188,9 +188,10 @@ def _robust_fit(
     """Weighted least squares, outliers clipped; the solution and all residuals."""
     weight = 1.0 / np.hypot(sigma, 0.02)
     keep = np.ones(len(values), bool)
+    solution, left = np.zeros(terms.shape[1]), values
     for _ in range(4):
         a = terms[keep] * weight[keep, None]
-        solution = np.linalg.lstsq(a, values[keep] * weight[keep], rcond=None)[0]
+        solution = np.asarray(np.linalg.lstsq(a, values[keep] * weight[keep], rcond=None)[0], float)
         left = values - terms @ solution
         pull = left * weight
         spread = max(1.4826 * float(np.median(np.abs(pull[keep]))), 0.3)

@@ -74,7 +74,11 @@ class Plan:
         cols = np.exp(-2j * np.pi * np.outer(offset, fft.rfftfreq(n)))
         self._rows: C64 = rows.astype(np.complex64)
         self._cols: C64 = cols.astype(np.complex64)
-        self._wrap = np.ix_(offset % n, offset % n)
+        # A compact kernel is known from every k-th frequency alone: its image on a grid of n / k px, no smaller
+        # than twice the kernel.
+        self._every = max(k for k in range(1, n + 1) if n % (2 * k) == 0 and (n // k >= 2 * psf_size or k == 1))
+        self._small = n // self._every
+        self._wrap = np.ix_(offset % self._small, offset % self._small)
 
     def transform(self, small: F32) -> C64:
         """Fourier transform of a small image whose middle pixel is the origin, on the tile's half plane."""
@@ -91,9 +95,10 @@ class Plan:
         out: F32 = fft.irfft2(plane, s=(self.n, self.n), workers=1, overwrite_x=True)
         return out
 
-    def core(self, image: F32) -> F32:
-        """The middle (size, size) of a wrapped kernel image."""
-        out: F32 = image[self._wrap]
+    def core(self, plane: C64) -> F32:
+        """The middle (size, size) of the image of a compact kernel, its origin on the middle pixel."""
+        few = plane[:: self._every, :: self._every]
+        out: F32 = fft.irfft2(few, s=(self._small, self._small), workers=1)[self._wrap]
         return out
 
 
@@ -115,7 +120,7 @@ def subtract_tile(tile: TileInput, plan: Plan) -> TileOutput:
     product = pn * pr
     filtered = np.conj(product)
     filtered /= den2
-    psf = plan.core(plan.back(product * scale))
+    psf = plan.core(product * scale)
     score = plan.back(left * filtered)
     kernel_n = np.conj(pn)
     kernel_n *= power_r / den2
@@ -145,7 +150,7 @@ def _power(plane: C64) -> F32:
 
 def _noise_of_score(tile: TileInput, plan: Plan, kernel_n: C64, kernel_r: C64) -> F32:
     """V(S) without the astrometric term: variances convolved with the squared kernels."""
-    square_n, square_r = plan.core(plan.back(kernel_n)) ** 2, plan.core(plan.back(kernel_r)) ** 2
+    square_n, square_r = plan.core(kernel_n) ** 2, plan.core(kernel_r) ** 2
     total = plan.forward(tile.new_variance) * plan.transform(square_n)
     total += plan.forward(tile.reference_variance) * plan.transform(square_r)
     variance = plan.back(total)
