@@ -1,0 +1,354 @@
+"""The PSF of an image from its own stars.
+
+The effective PSF (Anderson & King 2000: optics, air and pixel in one) is written as a round profile plus
+corrections ``R_k(r) cos m phi, sin m phi`` with spline profiles ``R_k``, each coefficient a polynomial in place.
+Against a free pixel grid this needs an order of magnitude fewer numbers, so that ten stars give a smooth, unbiased
+model, and wings cannot follow noise or faint neighbours. All coefficients come from one linear least-squares
+problem per pass in which each star's flux and place are free as well (eliminated star by star), so that a wrong
+centre cannot blur the model. The result is sampled onto the grid of ``PsfModel``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+from scipy.interpolate import BSpline
+
+from stream.core.errors import PhotometryError
+from stream.core.psf import STAMP, PsfModel, polynomial_terms, read_gradients
+from stream.core.records import F32, U16, Background, Table
+from stream.photometry.stars import F64, StarStamps, aperture_sums, select_stars
+
+MIN_STARS = 10
+# Stars for a variation of first and of second degree: five times the terms at least.
+DEGREE_STARS = (30, 150)
+RADIUS = 13  # px, of the grid; the products' stamp needs 12.5
+# Knots of the profiles in units of the FWHM: dense where the profile bends, none needed in the wings.
+KNOTS = (0.0, 0.22, 0.44, 0.68, 0.95, 1.25, 1.65, 2.2, 3.0, 4.2, 6.0)
+# How far in r (units of the knots) the angular orders reach: the finer, the nearer to the core.
+ANGULAR_REACH = {0: 11, 1: 8, 2: 8, 3: 6, 4: 6}
+GAUGE = 1e-4  # how tightly centre (px) and sum are held to the first profile's
+TABLE_STEP = 1 / 256  # px, of the tabulated profiles
+# Prior width of a coefficient in units of the profile's value there: the model may differ from the first profile
+# by this much where no star says anything; a tenth of it for the terms that vary with place and for angular ones.
+PRIOR = 0.5
+PRIOR_VARIATION = 0.15
+# Part of the profile that no model reproduces (pixel response, brighter-fatter): keeps the few brightest stars from
+# outweighing all others.
+# It starts high, while the model is still round and the same everywhere.
+MODEL_ERRORS = (0.1, 0.03, 0.01)
+CLIP = 5.0  # residuals beyond this many sigma are cut there
+# A star whose residuals exceed the typical ones by this many robust sigma is a blend or a galaxy.
+REJECT = 4.0
+
+
+def build_psf(
+    data: F32,
+    background: Background,
+    detections: Table,
+    mask: U16,
+    gain: float,
+    readnoise: float,
+    saturate: float,
+) -> PsfModel:
+    """The spatially varying PSF of an image.
+
+    Parameters
+    ----------
+    data : ndarray, (ny, nx), float32
+        DN, sky in.
+    background, detections, mask
+        Of the same image; ``detections`` of DETECTION_DTYPE.
+    gain, readnoise, saturate : float
+        e-/DN, e-, DN with sky in (NaN: unknown).
+
+    Returns
+    -------
+    PsfModel
+        Degree 2 from 150 stars, 1 from 30, else constant; ``fwhm`` is the median over the image.
+
+    Raises
+    ------
+    PhotometryError
+        Fewer than ten usable stars.
+    """
+    shape = (data.shape[0], data.shape[1])
+    stamps, fluxes = select_stars(data, background, detections, mask, saturate)
+    _require(len(stamps), len(detections))
+    profile = _first_profile(stamps, fluxes)
+    variance = stamps.sky / gain + (readnoise / gain) ** 2
+    kept = np.ones(len(stamps), bool)
+    x, y, flux = stamps.x, stamps.y, fluxes
+    model = _round_model(profile, shape)
+    for turn, model_error in enumerate(MODEL_ERRORS):
+        chosen = np.flatnonzero(kept)
+        sample = stamps[chosen]
+        x, y, flux, misfit = _fit_stars(model, sample, variance[chosen], gain, model_error)
+        good = _consistent(misfit, flux)
+        kept[chosen[~good]] = False
+        sample, chosen = sample[np.flatnonzero(good)], chosen[good]
+        x, y, flux = x[good], y[good], flux[good]
+        _require(len(sample), len(detections))
+        degree = 0 if turn == 0 else sum(len(sample) >= n for n in DEGREE_STARS)
+        model = _solve(model, profile, sample, variance[chosen], (x, y, flux), (gain, model_error), degree)
+    ny, nx = shape
+    gx, gy = np.meshgrid((np.arange(3) + 0.5) * nx / 3, (np.arange(3) + 0.5) * ny / 3)
+    fwhm = float(np.median(model.widths(gx.ravel(), gy.ravel())))
+    if not 0.8 < fwhm < 12:
+        raise PhotometryError(f"the PSF came out with a FWHM of {fwhm:.2f} px: no stars", n_stars=len(sample))
+    return PsfModel(model.basis, model.oversample, model.degree, shape, fwhm, len(sample))
+
+
+def _require(n: int, n_detections: int) -> None:
+    if n < MIN_STARS:
+        raise PhotometryError(
+            f"{n} usable stars among {n_detections} detections, a PSF needs {MIN_STARS}", n_stars=n,
+            n_detections=n_detections,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Profile:
+    """Moffat profile of the effective PSF, sum 1 over the plane."""
+
+    fwhm: float
+    beta: float
+
+    def __call__(self, r: NDArray[np.floating]) -> NDArray[np.floating]:
+        core = self.fwhm / (2 * np.sqrt(2 ** (1 / self.beta) - 1))
+        out: NDArray[np.floating] = (self.beta - 1) / (np.pi * core**2) * (1 + (r / core) ** 2) ** -self.beta
+        return out
+
+
+def _first_profile(stamps: StarStamps, fluxes: F64) -> _Profile:
+    """The Moffat whose curve of growth is nearest to the stars' median one."""
+    radii = (1.0, 1.5, 2.0, 2.5, 3.5)
+    growth = np.median(np.stack(aperture_sums(stamps, radii)) / fluxes, axis=1)
+    fine = (np.arange(0, 160) + 0.5) * 0.05
+    best, choice = np.inf, _Profile(2.0, 3.0)
+    for beta in (2.2, 2.6, 3.0, 3.5, 4.5):
+        for fwhm in np.arange(1.2, 7.0, 0.05):
+            profile = _Profile(float(fwhm), beta)
+            ring = profile(fine) * 2 * np.pi * fine * 0.05
+            sums = [(ring * np.clip(radius + 0.5 - fine, 0, 1)).sum() for radius in (*radii, 5.0)]
+            distance = float(((np.array(sums[:-1]) / sums[-1] - growth) ** 2).sum())
+            if distance < best:
+                best, choice = distance, profile
+    return choice
+
+
+def _oversampling(fwhm: float) -> int:
+    """Nodes per px: a cubic spline follows a profile of 4.4 nodes FWHM to 0.1 % of its peak."""
+    return 2 if fwhm > 2.2 else 3
+
+
+def _node_polar(oversample: int) -> tuple[F64, F64]:
+    node = np.arange(-RADIUS * oversample, RADIUS * oversample + 1) / oversample
+    return np.hypot(node[None, :], node[:, None]), np.arctan2(node[:, None], node[None, :])
+
+
+def _round_model(profile: _Profile, shape: tuple[int, int]) -> PsfModel:
+    oversample = _oversampling(profile.fwhm)
+    r, _ = _node_polar(oversample)
+    return PsfModel(profile(r).astype(np.float32)[None], oversample, 0, shape, profile.fwhm)
+
+
+def _fit_stars(
+    model: PsfModel, stamps: StarStamps, variance: F32, gain: float, model_error: float
+) -> tuple[F64, F64, F64, F64]:
+    """Place, flux and reduced chi-square (11 x 11 core, model error allowed for) of each star."""
+    size = 11
+    cut = slice(STAMP // 2 - size // 2, STAMP // 2 + size // 2 + 1)
+    values, usable, noise = stamps.values[:, cut, cut], stamps.usable[:, cut, cut], variance[:, cut, cut]
+    grids = model.grids(stamps.x, stamps.y, size)
+    x, y = stamps.x.copy(), stamps.y.copy()
+    flux = np.maximum(values.sum(axis=(1, 2)), 1.0).astype(float)
+    misfit = np.zeros(len(x))
+    for _ in range(4):
+        p, px, py = read_gradients(grids, x - stamps.ix, y - stamps.iy, size, model.oversample)
+        signal = np.maximum(flux, 1)[:, None, None] * p
+        weight = usable / (noise + np.maximum(signal, 0) / gain + (model_error * signal) ** 2)
+        design = np.stack([p, flux[:, None, None] * px, flux[:, None, None] * py], axis=1).reshape(len(x), 3, -1)
+        weighted = design * weight.reshape(len(x), 1, -1)
+        residual = (values - flux[:, None, None] * p).reshape(len(x), -1, 1)
+        normal = weighted @ design.transpose(0, 2, 1)
+        normal += np.eye(3) * np.array([1e-12, 1.0, 1.0])  # a prior of one px keeps hopeless stars in place
+        step = np.linalg.solve(normal.astype(float), (weighted @ residual).astype(float))[..., 0]
+        misfit = (weight.reshape(len(x), -1) * residual[..., 0] ** 2).sum(axis=1) / np.maximum(
+            usable.sum(axis=(1, 2)) - 3, 1
+        )
+        flux = flux + step[:, 0]
+        x = np.clip(x + np.clip(step[:, 1], -0.3, 0.3), stamps.x - 0.8, stamps.x + 0.8)
+        y = np.clip(y + np.clip(step[:, 2], -0.3, 0.3), stamps.y - 0.8, stamps.y + 0.8)
+    return x, y, flux, misfit
+
+
+def _consistent(misfit: F64, flux: F64) -> NDArray[np.bool_]:
+    """Stars whose misfit is not far above the others': blends and galaxies stand out, whatever the model's own error."""
+    log = np.log(np.maximum(misfit, 1e-6))
+    centre = np.median(log)
+    scatter = max(1.4826 * float(np.median(np.abs(log - centre))), 0.1)
+    return np.asarray((flux > 0) & (log < centre + REJECT * scatter))
+
+
+@dataclass(frozen=True, slots=True)
+class _Basis:
+    """Tabulated profiles of one angular order each: function k is ``table[:, radial[k]]`` times cos or sin."""
+
+    table: F32  # (n_r, n_radial)
+    radial: NDArray[np.intp]
+    order: NDArray[np.intp]
+    sine: NDArray[np.bool_]
+    scale: F64  # the first profile's value where each function peaks
+    gauge: F64  # (3, n_functions): flux, x and y that each function imitates
+
+
+def _basis(profile: _Profile) -> _Basis:
+    """Cubic B-splines in r, mirrored at r = 0 and tapered as r^m there, for the angular orders 0 to 4."""
+    knots = np.array(KNOTS) * profile.fwhm
+    knots = knots[knots < RADIUS - 2]
+    n = len(knots)
+    spread = np.concatenate([-knots[:0:-1], knots, knots[-1] + (RADIUS + 2 - knots[-1]) * np.arange(1, 5) / 3])
+    spread = np.concatenate([spread[0] - np.arange(4, 0, -1) * profile.fwhm, spread])
+    r = np.arange(0, (RADIUS + 2) * np.sqrt(2) + TABLE_STEP, TABLE_STEP)
+    columns, radial, order, sine, scale = [], [], [], [], []
+    for m, reach in ANGULAR_REACH.items():
+        taper = (r**2 / (r**2 + (0.5 * profile.fwhm) ** 2)) ** (m // 2)
+        for k in range(len(spread) - 4):
+            middle = spread[k + 2]
+            if middle < -1e-9 or (m % 2 and middle < 1e-9) or middle > knots[min(reach, n) - 1] + 1e-9:
+                continue
+            spline = BSpline.basis_element(spread[k : k + 5], extrapolate=False)
+            sign = -1.0 if m % 2 else 1.0
+            value = (np.nan_to_num(spline(r)) + sign * np.nan_to_num(spline(-r))) * taper
+            peak = max(float(value.max()), 1e-6)
+            for is_sine in (False, True)[: 1 if m == 0 else 2]:
+                radial.append(len(columns))
+                order.append(m)
+                sine.append(is_sine)
+                scale.append(float(profile(r[int(np.argmax(value))])))
+            columns.append(value / peak)
+    table = np.stack(columns, axis=1)
+    gauge = _gauge(profile, r, table, np.array(radial), np.array(order), np.array(sine))
+    return _Basis(
+        table.astype(np.float32), np.array(radial), np.array(order), np.array(sine), np.array(scale), gauge
+    )
+
+
+def _gauge(
+    profile: _Profile,
+    r: F64,
+    table: F64,
+    radial: NDArray[np.intp],
+    order: NDArray[np.intp],
+    sine: NDArray[np.bool_],
+) -> F64:
+    """Overlap of each function with the profile and its gradients, 1 for the profile or its gradient itself.
+
+    Flux and place of every star are free, so nothing but this says what the PSF's centre and sum are; without it
+    they would drift from pass to pass.
+    """
+    value, slope = profile(r), np.gradient(profile(r), TABLE_STEP)
+    overlap = (value * r) @ table / (value**2 * r).sum()
+    shift = (slope * r) @ table / (slope**2 * r).sum()
+    rows = [
+        np.where(order == 0, overlap[radial], 0.0),
+        np.where((order == 1) & ~sine, shift[radial], 0.0),
+        np.where((order == 1) & sine, shift[radial], 0.0),
+    ]
+    return np.stack(rows)
+
+
+def _evaluate(basis: _Basis, r: NDArray[np.floating], phi: NDArray[np.floating]) -> F32:
+    """All functions at polar places (n,), (n, n_functions), float32."""
+    rows = np.minimum(np.rint(r / TABLE_STEP).astype(np.intp), len(basis.table) - 1)
+    radial = basis.table[rows]
+    out = np.empty((len(rows), len(basis.radial)), np.float32)
+    phi = phi.astype(np.float32)
+    for m in np.unique(basis.order):
+        for is_sine in (False, True):
+            columns = np.flatnonzero((basis.order == m) & (basis.sine == is_sine))
+            if len(columns):
+                angle = (np.sin if is_sine else np.cos)(m * phi)[:, None] if m else np.float32(1)
+                out[:, columns] = radial[:, basis.radial[columns]] * angle
+    return out
+
+
+def _solve(
+    model: PsfModel,
+    profile: _Profile,
+    stamps: StarStamps,
+    variance: F32,
+    fit: tuple[F64, F64, F64],
+    noise_figures: tuple[float, float],
+    degree: int,
+) -> PsfModel:
+    """One linear solution for all coefficients, flux and place of each star eliminated."""
+    x, y, flux = fit
+    gain, model_error = noise_figures
+    n = len(x)
+    basis = _basis(profile)
+    terms = polynomial_terms(x, y, model.shape, degree)
+    grids = model.grids(x, y)
+    p, px, py = read_gradients(grids, x - stamps.ix, y - stamps.iy, STAMP, model.oversample)
+    offset = np.arange(STAMP) - STAMP // 2
+    dx = offset[None, None, :] - (x - stamps.ix)[:, None, None] + 0 * offset[None, :, None]
+    dy = offset[None, :, None] - (y - stamps.iy)[:, None, None] + 0 * offset[None, None, :]
+    r = np.hypot(dx, dy)
+    functions = _evaluate(basis, r.ravel(), np.arctan2(dy, dx).ravel()).reshape(n, STAMP * STAMP, -1)
+    scale = flux[:, None, None]
+    noise = (variance + np.maximum(scale * p, 0) / gain) / scale**2 + (model_error * p) ** 2
+    weight = (stamps.usable & (r < RADIUS - 0.5)) / noise
+    # Residuals against the round first profile, beyond-noise ones against the last model cut.
+    last = stamps.values / scale - p
+    bound = CLIP * np.sqrt(noise)
+    target = p + np.clip(last, -bound, bound) - profile(r)
+    root = np.sqrt(weight).reshape(n, -1, 1).astype(np.float32)
+    functions *= root
+    nuisance = np.stack([p, px, py], axis=-1).reshape(n, -1, 3) * root
+    right = target.reshape(n, -1, 1).astype(np.float32) * root
+    q, _ = np.linalg.qr(nuisance)
+    functions -= q @ (q.transpose(0, 2, 1) @ functions)
+    right -= q @ (q.transpose(0, 2, 1) @ right)
+    gram = functions.transpose(0, 2, 1) @ functions
+    rhs = (functions.transpose(0, 2, 1) @ right)[..., 0]
+    coefficients = _normal_solution(basis, gram, rhs, terms)
+    return _sample(profile, basis, coefficients, model.oversample, model.shape, degree, n)
+
+
+def _normal_solution(basis: _Basis, gram: F32, rhs: F32, terms: F64) -> F64:
+    """Coefficients (n_terms, n_functions) of the regularised normal equations."""
+    n_terms, n_functions = terms.shape[1], gram.shape[1]
+    n = len(gram)
+    products = (terms[:, :, None] * terms[:, None, :]).reshape(n, -1)
+    normal = (products.T @ gram.reshape(n, -1).astype(float)).reshape(n_terms, n_terms, n_functions, n_functions)
+    normal = normal.transpose(0, 2, 1, 3).reshape(n_terms * n_functions, -1)
+    right = (terms.T @ rhs.astype(float)).ravel()
+    width = np.concatenate(
+        [basis.scale * np.where(basis.order == 0, PRIOR, PRIOR_VARIATION)] + [basis.scale * PRIOR_VARIATION] * (n_terms - 1)
+    )
+    normal[np.diag_indices_from(normal)] += 1 / width**2
+    fixed = np.kron(np.eye(n_terms), basis.gauge)
+    normal += fixed.T @ fixed / GAUGE**2
+    solution: F64 = linalg.solve(normal, right, assume_a="pos", check_finite=False)
+    return solution.reshape(n_terms, n_functions)
+
+
+def _sample(
+    profile: _Profile,
+    basis: _Basis,
+    coefficients: F64,
+    oversample: int,
+    shape: tuple[int, int],
+    degree: int,
+    n_stars: int,
+) -> PsfModel:
+    """The solution on the nodes of the grid."""
+    r, phi = _node_polar(oversample)
+    functions = _evaluate(basis, r.ravel(), phi.ravel())
+    grids = (coefficients @ functions.T.astype(float)).reshape(-1, *r.shape)
+    grids[0] += profile(r)
+    return PsfModel(grids.astype(np.float32), oversample, degree, shape, profile.fwhm, n_stars)

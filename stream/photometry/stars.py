@@ -1,0 +1,177 @@
+"""Which detections are single, unsaturated, undisturbed stars: what a PSF may be made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from stream.core.flags import BAD_BITS, Mask
+from stream.core.psf import STAMP
+from stream.core.records import F32, U16, Background, Table
+from stream.photometry.stamps import nearest_pixels, window_index
+
+F64 = NDArray[np.float64]
+BOOL = NDArray[np.bool_]
+
+# More stars than this add nothing to a model of six terms whose errors are systematic by then.
+MAX_STARS = 240
+CELLS = 5  # a side: the brightest of each cell are taken in turn, so that the stars cover the image
+MIN_SNR = 20.0
+# Above this part of the saturation level the detector's response is no longer trusted.
+SATURATION_MARGIN = 0.8
+# A neighbour this near (px) or nearer disturbs the core if it has more than the fraction of the star's light.
+ISOLATION = 7.0
+ISOLATION_FRACTION = 0.02
+# Smooth light and uneven response do not spoil a star's shape.
+STAR_BAD_BITS = BAD_BITS & ~int(Mask.HALO | Mask.GHOST | Mask.SPILLAGE | Mask.CROSSTALK)
+# Width of the star sequence in log concentration that is kept: seeing varies by 10 % across a quadrant.
+LOCUS_WIDTH = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class StarStamps:
+    """Windows of stars: ``values`` (n, 25, 25) DN, sky off; ``sky`` DN; ``usable``; pixel and first place of each."""
+
+    x: F64
+    y: F64
+    ix: NDArray[np.intp]
+    iy: NDArray[np.intp]
+    values: F32
+    sky: F32
+    usable: BOOL
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, chosen: NDArray[np.generic]) -> StarStamps:
+        return StarStamps(*(getattr(self, name)[chosen] for name in self.__slots__))
+
+
+def select_stars(
+    data: F32, background: Background, detections: Table, mask: U16, saturate: float
+) -> tuple[StarStamps, F64]:
+    """Windows of the stars that a PSF is made of, brightest cells first, and their fluxes within 5 px (DN).
+
+    Neighbours' surroundings and defects are marked unusable in the windows. May be empty.
+    """
+    candidates = _clean_candidates(background, detections, saturate, (data.shape[0], data.shape[1]))
+    isolated = _isolated(detections, candidates)
+    stamps = gather_stars(data, background, mask, detections, candidates[isolated])
+    core = stamps.usable[:, STAMP // 2 - 3 : STAMP // 2 + 4, STAMP // 2 - 3 : STAMP // 2 + 4]
+    whole = core.all(axis=(1, 2)) & (stamps.usable.mean(axis=(1, 2)) > 0.6)
+    stamps = stamps[whole]
+    inner, outer = aperture_sums(stamps, (1.5, 5.0))
+    good = (inner > 0) & (outer > inner)
+    good[good] = _on_star_locus(inner[good], outer[good], stamps.x[good], stamps.y[good], data.shape)
+    stamps, outer = stamps[good], outer[good]
+    order = _spread(stamps.x, stamps.y, outer, data.shape)
+    return stamps[order], outer[order]
+
+
+def _clean_candidates(
+    background: Background, detections: Table, saturate: float, shape: tuple[int, int]
+) -> NDArray[np.intp]:
+    ny, nx = shape
+    half = STAMP // 2
+    x, y = detections["x"], detections["y"]
+    ix, iy = nearest_pixels(x, y)
+    good = (ix >= half) & (iy >= half) & (ix < nx - half) & (iy < ny - half)
+    good &= (detections["flags"] & STAR_BAD_BITS) == 0
+    sky = background.level[np.clip(iy, 0, ny - 1), np.clip(ix, 0, nx - 1)]
+    if np.isfinite(saturate):
+        good &= detections["peak"] + sky < SATURATION_MARGIN * saturate
+    good &= (detections["snr"] > MIN_SNR) & (detections["b"] > 0) & (detections["a"] < 2 * detections["b"])
+    chosen: NDArray[np.intp] = np.flatnonzero(good)
+    return chosen
+
+
+def _isolated(detections: Table, chosen: NDArray[np.intp]) -> BOOL:
+    places = np.stack([detections["x"], detections["y"]], axis=1)
+    alone = np.ones(len(chosen), bool)
+    if len(chosen) < 1:
+        return alone
+    pairs = cKDTree(places[chosen]).sparse_distance_matrix(cKDTree(places), ISOLATION, output_type="ndarray")
+    star, other = pairs["i"], pairs["j"]
+    disturbed = (chosen[star] != other) & (
+        detections["flux"][other] > ISOLATION_FRACTION * detections["flux"][chosen[star]]
+    )
+    alone[star[disturbed]] = False
+    return alone
+
+
+def gather_stars(
+    data: F32, background: Background, mask: U16, detections: Table, chosen: NDArray[np.intp]
+) -> StarStamps:
+    """Windows of chosen detections with defects and neighbours marked unusable."""
+    x, y = detections["x"][chosen].astype(float), detections["y"][chosen].astype(float)
+    ix, iy = nearest_pixels(x, y)
+    index, inside = window_index(ix, iy, STAMP, (data.shape[0], data.shape[1]))
+    raw, sky, bits = (image.reshape(-1)[index] for image in (data, background.level, mask))
+    usable = inside & np.isfinite(raw) & ((bits & np.uint16(STAR_BAD_BITS)) == 0)
+    usable &= ~_neighbour_pixels(detections, chosen, ix, iy)
+    values = np.where(usable, raw - sky, np.float32(0)).astype(np.float32)
+    return StarStamps(x, y, ix, iy, values, sky.astype(np.float32), usable)
+
+
+def _neighbour_pixels(
+    detections: Table, chosen: NDArray[np.intp], ix: NDArray[np.intp], iy: NDArray[np.intp]
+) -> BOOL:
+    """Pixels (n, 25, 25) within reach of another detection: 3 to 9 px, farther the brighter it is beside the star."""
+    hidden = np.zeros((len(chosen), STAMP, STAMP), bool)
+    if not len(chosen):
+        return hidden
+    places = np.stack([detections["x"], detections["y"]], axis=1)
+    pairs = cKDTree(places[chosen]).sparse_distance_matrix(cKDTree(places), STAMP, output_type="ndarray")
+    pairs = pairs[chosen[pairs["i"]] != pairs["j"]]
+    star, other = pairs["i"], pairs["j"]
+    ratio = detections["flux"][other] / np.maximum(detections["flux"][chosen[star]], 1e-3)
+    reach = np.clip(5.0 + 2.0 * np.log10(np.maximum(ratio, 1e-6)), 3.0, 9.0)
+    offset = np.arange(STAMP) - STAMP // 2
+    dx = ix[star, None] + offset - detections["x"][other, None]
+    dy = iy[star, None] + offset - detections["y"][other, None]
+    near = dx[:, None, :] ** 2 + dy[:, :, None] ** 2 < (reach**2)[:, None, None]
+    np.logical_or.at(hidden, star, near)
+    return hidden
+
+
+def aperture_sums(stamps: StarStamps, radii: tuple[float, ...]) -> list[F64]:
+    """Flux within radii around each star's place, pixel edges softened over one px."""
+    offset = np.arange(STAMP) - STAMP // 2
+    dx = offset[None, :] - (stamps.x - stamps.ix)[:, None]
+    dy = offset[None, :] - (stamps.y - stamps.iy)[:, None]
+    r = np.sqrt(dx[:, None, :] ** 2 + dy[:, :, None] ** 2)
+    return [(stamps.values * np.clip(radius + 0.5 - r, 0, 1)).sum(axis=(1, 2)) for radius in radii]
+
+
+def _on_star_locus(inner: F64, outer: F64, x: F64, y: F64, shape: tuple[int, ...]) -> BOOL:
+    """Concentration near the ridge of the stars, a plane over the image; galaxies lie below, spikes above it."""
+    c = np.log(inner / outer)
+    if len(c) < 5:
+        return np.ones(len(c), bool)
+    # Start at the mode, the densest third of a third: stars are alike, nothing else is.
+    ordered = np.sort(c)
+    span = max(len(c) // 3, 3)
+    start = int(np.argmin(ordered[span - 1 :] - ordered[: len(c) - span + 1]))
+    centre = np.full(len(c), np.median(ordered[start : start + span]))
+    kept = np.abs(c - centre) < LOCUS_WIDTH
+    terms = np.stack([np.ones_like(x), x / shape[1] - 0.5, y / shape[0] - 0.5], axis=1)
+    for _ in range(3):
+        if kept.sum() < 12:
+            break
+        centre = terms @ np.linalg.lstsq(terms[kept], c[kept], rcond=None)[0]
+        scatter = 1.4826 * np.median(np.abs(c - centre)[kept])
+        kept = np.abs(c - centre) < np.clip(4 * scatter, 0.02, LOCUS_WIDTH)
+    return np.asarray(kept)
+
+
+def _spread(x: F64, y: F64, flux: F64, shape: tuple[int, ...]) -> NDArray[np.intp]:
+    """At most ``MAX_STARS``: the brightest of every cell, then the second of every cell, and so on."""
+    cell = (y * CELLS / shape[0]).astype(int) * CELLS + (x * CELLS / shape[1]).astype(int)
+    by_cell = np.lexsort((-flux, cell))
+    first = np.searchsorted(cell[by_cell], cell[by_cell], side="left")
+    rank = np.arange(len(cell)) - first
+    order: NDArray[np.intp] = by_cell[np.lexsort((-flux[by_cell], rank))][:MAX_STARS]
+    return order
