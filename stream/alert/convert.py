@@ -40,12 +40,14 @@ def _fit(row: Mapping[str, Any], names: tuple[str, ...], record: str) -> Row:
 
 def _histories(record: Mapping[str, Any]) -> tuple[list[Row] | None, list[Row] | None]:
     """History and forced points. Schema 3.5, a trial, had the forced points in place of the history."""
-    prv, forced = record.get("prv_candidates"), record.get("fp_hists")
+    prv: list[Row] = record.get("prv_candidates") or []
+    forced: list[Row] = record.get("fp_hists") or []
     if prv and "forcediffimflux" in prv[0]:
-        prv, forced = None, list(prv) + list(forced or [])
-    prv = [_fit(row, PRV_FIELDS, "ztf.alert.prv_candidate") for row in prv] if prv else None
-    forced = [_fit(row, FP_FIELDS, "ztf.alert.fp_hist") for row in forced] if forced else None
-    return prv, forced
+        prv, forced = [], prv + forced
+    return (
+        [_fit(row, PRV_FIELDS, "ztf.alert.prv_candidate") for row in prv] or None,
+        [_fit(row, FP_FIELDS, "ztf.alert.fp_hist") for row in forced] or None,
+    )
 
 
 def convert_record(record: Mapping[str, Any]) -> BatchItem:

@@ -10,6 +10,7 @@ import math
 import operator
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from stream.alert.schema import (
     SCHEMA_VERSION,
     field_names,
+    field_types,
     required_fields,
 )
 from stream.alert.stamps import STAMP_SIDE, decode_stamp, stamp_names
@@ -37,7 +39,6 @@ _detection = operator.itemgetter(*DETECTION_FIELDS)
 FORCED_FIELDS = ("forcediffimflux", "forcediffimfluxunc", "magzpsci")
 # Fields are float32: a magnitude carries 2e-6, a difference of two some 4e-6, a ratio a relative 2e-7.
 _ABSOLUTE, _RELATIVE = 2e-5, 2e-5
-_FLOATS = frozenset({float, np.float32, np.float64})
 
 
 def packet_problems(record: Mapping[str, Any], *, stamps: bool = True) -> list[str]:
@@ -89,16 +90,25 @@ def _fields(what: str, rows: list[Row], schema: str) -> Iterator[str]:
             yield f"{what}[{i}]: {', '.join(name for name in required if row[name] is None)} may not be null"
 
 
+@cache
+def _reals(schema: str) -> operator.itemgetter[Any]:
+    return operator.itemgetter(*(n for n, t in field_types(schema).items() if t in ("float", "double")))
+
+
 def _numbers(record: Mapping[str, Any]) -> Iterator[str]:
-    rows: list[Row] = [record["candidate"], *(record["prv_candidates"] or []), *(record["fp_hists"] or [])]
-    if record.get("zsds") is not None:
-        rows.append(record["zsds"])
-    for row in rows:
-        # One sum finds a NaN or an infinity among a row's numbers; only then is it worth asking which.
-        total: float = sum([v for v in row.values() if v.__class__ in _FLOATS])
-        if not math.isfinite(total):
-            names = [n for n, v in row.items() if v.__class__ in _FLOATS and not math.isfinite(v)]
-            yield f"not finite (null is meant): {', '.join(names)} at jd {row.get('jd')}"
+    groups = (
+        ([record["candidate"]], "ztf.alert.candidate"),
+        (record["prv_candidates"] or [], "ztf.alert.prv_candidate"),
+        (record["fp_hists"] or [], "ztf.alert.fp_hist"),
+        ([record["zsds"]] if record.get("zsds") is not None else [], "ztf.alert.zsds"),
+    )
+    for rows, schema in groups:
+        reals = _reals(schema)
+        for row in rows:
+            # One sum over what is not null finds a NaN or an infinity; only then is it worth asking where.
+            if not math.isfinite(sum(filter(None, reals(row)))):
+                names = [n for n, v in row.items() if isinstance(v, float | np.floating) and not math.isfinite(v)]
+                yield f"not finite (null is meant): {', '.join(names)} at jd {row.get('jd')}"
     if record["candidate"]["diffmaglim"] is None:
         yield "candidate.diffmaglim is null: kowalski drops the point"
 
