@@ -150,7 +150,7 @@ def _select(
     if len(good) < MIN_FRAMES:
         channel = raws[0].quadrant.rcid if raws else None
         raise CalibrationError(
-            f"{imgtype} of channel {channel}: {len(good)} good frames of {len(raws)}, at least {MIN_FRAMES} are needed; "
+            f"{imgtype} of channel {channel}: {len(good)} good frames of {len(raws)}, at least {MIN_FRAMES} needed; "
             f"rejected: {rejected or 'none'}: take more",
             rcid=channel, n_frames=len(raws), n_good=len(good),
         )  # fmt: skip

@@ -68,13 +68,13 @@ def _places(wcs: WCS, ra: NDArray[np.float64], dec: NDArray[np.float64], size: t
     sky = wcs.all_pix2world([[x0, y0], [x0 + 1, y0], [x0, y0 + 1]], 0)
     offsets = np.array([_gnomonic(*place, *sky[0]) for place in sky[1:]]).T  # columns: d(xi, eta) per px in x, y
     star = np.array([_gnomonic(a, d, *sky[0]) for a, d in zip(ra, dec, strict=True)])
-    linear = np.linalg.solve(offsets, star.T).T + (x0, y0)
+    linear = np.linalg.solve(offsets, star.T).T + np.array([x0, y0])
     try:
         places = np.asarray(wcs.all_world2pix(np.stack([ra, dec], axis=1), 0, quiet=True))
     except (ValueError, RuntimeError):  # the inversion gave up on one of them
         return linear
     good = np.isfinite(places).all(axis=1) & (np.abs(places - linear).max(axis=1) < 0.05 * max(size))
-    return np.where(good[:, None], places, linear)
+    return np.asarray(np.where(good[:, None], places, linear), dtype=np.float64)
 
 
 def _gnomonic(ra: float, dec: float, ra0: float, dec0: float) -> tuple[float, float]:

@@ -50,7 +50,7 @@ class Detector:
     ) -> RawQuadrant:
         """A raw frame: ``light`` (DN over a perfect detector) through flat, photons, ``hits`` (DN) and read-out."""
         rng = np.random.default_rng([self.seed, seed])
-        ny, nx = self.shape
+        ny = self.shape[0]
         expected = np.broadcast_to(np.asarray(light, float), self.shape) * self.flat * GAIN
         electrons = rng.poisson(np.clip(expected, 0, None)) + np.asarray(hits) * GAIN
         jd = JD + number * 1e-3
