@@ -262,8 +262,8 @@ class _Tiles:
         blank = grow(unusable, self.config.grow)
         blank |= self.score_variance <= 0  # tiles that were skipped
         self.score_variance[blank] = np.nan
-        scorr: F32 = self.score / np.sqrt(self.score_variance)
-        sigma: F32 = np.sqrt(self.variance)
+        scorr: F32 = (self.score / np.sqrt(self.score_variance)).astype(np.float32, copy=False)
+        sigma: F32 = np.sqrt(self.variance).astype(np.float32, copy=False)
         for image in (self.data, self.score, sigma):
             image[blank] = np.nan
         return self.data, sigma, self.score, scorr
