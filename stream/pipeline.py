@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -30,7 +30,6 @@ from stream.core.records import (
     QuadrantReport,
     QuadrantResult,
     RawQuadrant,
-    Reference,
     ScienceImage,
     Status,
     Table,
@@ -67,10 +66,12 @@ class ScienceSettings:
 
 
 class Stopwatch:
-    """CPU seconds of this process by named step."""
+    """CPU seconds of this process by named step, and when (wall seconds since the start) each step ended."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.elapsed: dict[str, float] = {}
+        self._started = time.perf_counter()
         self.current = "start"
 
     @contextmanager
@@ -82,6 +83,7 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.process_time() - start, 4)
+            self.elapsed[name] = round(time.perf_counter() - self._started, 4)
 
 
 def process_quadrant(
@@ -109,12 +111,15 @@ def process_quadrant(
     return result
 
 
-def process_science(science: ScienceImage, inputs: QuadrantInputs, watch: Stopwatch | None = None) -> QuadrantResult:
-    """Subtract and search an image that is calibrated already (from the store, or from another system)."""
+def process_science(
+    make: Callable[[], ScienceImage], quadrant: Quadrant, inputs: QuadrantInputs, watch: Stopwatch | None = None
+) -> QuadrantResult:
+    """Subtract and search an image that came calibrated; ``make`` measures it (its failures end in the report)."""
     watch = watch or Stopwatch()
-    result = QuadrantResult(report=new_report(science.quadrant), quadrant=science.quadrant, science=science)
+    result = QuadrantResult(report=new_report(quadrant), quadrant=quadrant)
     with _outcome(result, watch):
-        report_science(result.report, science)
+        result.science = make()
+        report_science(result.report, result.science)
         search(result, inputs, watch)
     return result
 
@@ -138,6 +143,34 @@ def make_science(
     return measure_science(image, detections, background, astrometry, inputs, (ra0, dec0, radius), watch)
 
 
+def science_from_calibrated(
+    image: CalibratedImage,
+    astrometry: Astrometry,
+    zeropoint: ZeroPoint | None,
+    inputs: QuadrantInputs,
+    watch: Stopwatch | None = None,
+) -> ScienceImage:
+    """A science image from pixels that came calibrated and with a WCS, a cut-out for example.
+
+    ``zeropoint`` is the header's; None fits one against Pan-STARRS1.
+    """
+    watch = watch or Stopwatch()
+    settings = ScienceSettings()
+    with watch.step("background"):
+        background = estimate_background(image.data, image.mask)
+    with watch.step("detect"):
+        detections = detect(image.data, background, image.mask, settings.detection_sigma)
+    cone = footprint_cone(astrometry, image.data.shape)
+    return measure_science(image, detections, background, astrometry, inputs, cone, watch, zeropoint)
+
+
+def footprint_cone(astrometry: Astrometry, shape: tuple[int, ...]) -> tuple[float, float, float]:
+    """Centre and radius (deg) of the cone of catalogue sources that concern an image."""
+    ny, nx = shape
+    ra, dec = (float(v) for v in astrometry.wcs.all_pix2world((nx - 1) / 2, (ny - 1) / 2, 0))
+    return ra, dec, 0.5 * float(np.hypot(nx, ny)) * FULL.pixel_scale / 3600.0 + CONE_MARGIN
+
+
 def measure_science(
     image: CalibratedImage,
     detections: Table,
@@ -146,8 +179,9 @@ def measure_science(
     inputs: QuadrantInputs,
     cone: tuple[float, float, float],
     watch: Stopwatch,
+    zeropoint: ZeroPoint | None = None,
 ) -> ScienceImage:
-    """PSF, sources, zero point and masks of an image whose WCS is known."""
+    """PSF, sources, zero point (unless given) and masks of an image whose WCS is known."""
     noise = image.gain, image.readnoise
     with watch.step("psf"):
         psf = build_psf(image.data, background, detections, image.mask, *noise, image.saturate)
@@ -155,9 +189,9 @@ def measure_science(
         sources, apertures = measure_sources(image.data, background, psf, detections, image.mask, *noise)
         sources = with_sky_positions(sources, astrometry.wcs)
     with watch.step("zeropoint"):
-        zeropoint = fit_zeropoint(sources, inputs.ps1(*cone), image.quadrant.exposure.fid)
+        zeropoint = zeropoint or fit_zeropoint(sources, inputs.ps1(*cone), image.quadrant.exposure.fid)
     with watch.step("mask"):
-        mask = mask_halos(image.mask, astrometry.wcs, inputs.bright(*cone), 1.0125)
+        mask = mask_halos(image.mask, astrometry.wcs, inputs.bright(*cone), FULL.pixel_scale)
         mask = mark_sources(mask, sources)
     depth = maglim(psf, background, zeropoint)
     infobits = astrometry.infobits | photometric_infobits(
@@ -190,17 +224,15 @@ def search(result: QuadrantResult, inputs: QuadrantInputs, watch: Stopwatch) -> 
     with watch.step("streaks"):
         result.streaks = find_streaks(science, result.difference)
     with watch.step("catalogs"):
-        _match(result, reference, inputs)
+        _match(result, inputs)
     _report_search(result)
 
 
-def _match(result: QuadrantResult, reference: Reference, inputs: QuadrantInputs) -> None:
+def _match(result: QuadrantResult, inputs: QuadrantInputs) -> None:
     science = result.science
     assert science is not None  # `search` checked it
-    ny, nx = science.data.shape
-    ra0, dec0 = (float(v) for v in science.astrometry.wcs.all_pix2world((nx - 1) / 2, (ny - 1) / 2, 0))
-    radius = 0.5 * float(np.hypot(nx, ny)) * 1.0125 / 3600.0 + CONE_MARGIN
-    match_catalogs(result.candidates, inputs.ps1(ra0, dec0, radius), inputs.gaia(ra0, dec0, radius))
+    cone = footprint_cone(science.astrometry, science.data.shape)
+    match_catalogs(result.candidates, inputs.ps1(*cone), inputs.gaia(*cone))
 
 
 @contextmanager
@@ -217,7 +249,7 @@ def _outcome(result: QuadrantResult, watch: Stopwatch) -> Iterator[None]:
     except Exception as error:  # a defect of ours met by this input: the worker must survive it and say so
         _fail(result, watch.current, f"{type(error).__name__}: {error}")
     finally:
-        result.report.seconds = watch.seconds
+        result.report.seconds, result.elapsed = watch.seconds, watch.elapsed
 
 
 def _fail(result: QuadrantResult, stage: str, reason: str) -> None:

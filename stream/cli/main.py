@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("stream.cli.demo", "demo", "A small night from raw packets to alerts on this machine, with a summary."),
     "run": ("stream.cli.run", "run", "The whole system on this machine, until Ctrl-C."),
-    "worker": ("stream.cli.run", "worker", "One kind of worker: pixel, score, enrich, link, monitor, archive, emit."),
+    "worker": ("stream.cli.run", "worker", "One kind of worker: pixels, score, enrich, link, monitor, archive, emit."),
     "status": ("stream.cli.status", "status", "What is late, what failed, who is alive."),
     "simulate": ("stream.cli.simulate", "simulate", "A night of raw packets from a sky that is known."),
     "catalog": ("stream.cli.catalog", "app", "Import Gaia, Pan-STARRS, bright stars and orbits."),

@@ -12,7 +12,7 @@
     │   ├── CalibrationError       no image could be made of the pixels (all NaN, all saturated, ...)
     │   ├── AstrometryError        no trustworthy WCS
     │   ├── PhotometryError        no PSF, no zero point
-    │   ├── ReferenceError_        a reference cannot be built from these inputs
+    │   ├── ReferenceBuildError        a reference cannot be built from these inputs
     │   ├── SubtractionError       the difference cannot be made
     │   ├── AlertError             a packet would break the schema or the brokers' rules
     │   └── MessageError           a message on an internal topic cannot be decoded
@@ -90,7 +90,7 @@ class PhotometryError(Permanent):
     stage = "photometry"
 
 
-class ReferenceError_(Permanent):  # noqa: N801, N818 - the builtin ReferenceError means something else
+class ReferenceBuildError(Permanent):
     """A reference image cannot be built from these inputs."""
 
     stage = "reference"

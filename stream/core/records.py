@@ -476,6 +476,7 @@ class QuadrantResult:
     candidates: list[Candidate] = field(default_factory=list)
     streaks: list[Streak] = field(default_factory=list)
     traceback: str | None = None
+    elapsed: dict[str, float] = field(default_factory=dict)  # wall seconds from the start to the end of each step
 
 
 class QuadrantInputs(Protocol):

@@ -129,3 +129,11 @@ async def _one(stage: Stage, message: RawMessage, executor: Any, send: Any, sett
             for out in results:
                 metrics.observe(stage.passed, ledger.read(out.headers))
         return
+
+
+def run_stage(stage: Stage, settings: Settings) -> None:
+    """Run a stage's app in this process until SIGTERM or SIGINT."""
+    from mode import Worker
+
+    app = make_app(stage, settings)
+    Worker(app, loglevel="WARNING", override_logging=False, daemon=True).execute_from_commandline()

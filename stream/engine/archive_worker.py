@@ -8,9 +8,10 @@ is recognised by candid.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
+from confluent_kafka import TopicPartition
 
 from stream.archive import PacketArchive, ProductStore
 from stream.core.errors import Retriable
@@ -23,6 +24,15 @@ log = structlog.get_logger(__name__)
 ALERT_TOPICS = r"^ztf_\d{8}_programid[0-3]$"
 BATCH = 500
 WAIT_SECONDS = 1.0  # a batch is closed after this long, so that an alert is in the archive a second after it left
+
+
+def next_offsets(messages: Sequence[RawMessage]) -> list[TopicPartition]:
+    """Where each partition of these messages goes on: one behind the last of them."""
+    last: dict[tuple[str, int], int] = {}
+    for message in messages:
+        place = message.topic, message.partition
+        last[place] = max(last.get(place, -1), message.offset)
+    return [TopicPartition(topic, partition, offset + 1) for (topic, partition), offset in sorted(last.items())]
 
 
 class ArchiveWorker:
@@ -49,7 +59,7 @@ class ArchiveWorker:
             return 0
         self._archive.add([message.value for message in read])
         with translated("committing the archive's offsets"):
-            self._consumer.commit(asynchronous=False)
+            self._consumer.commit(offsets=next_offsets(read), asynchronous=False)
         metrics.MESSAGES.labels("archive", "ok").inc(len(read))
         return len(read)
 

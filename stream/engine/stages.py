@@ -26,8 +26,8 @@ from stream.core.identity import night_of
 from stream.core.records import CandidateBatch, Tracklet
 from stream.engine import ledger
 from stream.engine.kafka import OutMessage, RawMessage
-from stream.monitor import Monitor
 from stream.enrich import RedisHistory, enrich_batch
+from stream.monitor import Monitor
 from stream.score import load_scorer
 from stream.solarsystem import link_tracklets
 

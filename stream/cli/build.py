@@ -1,0 +1,114 @@
+"""``ztf-stream calibration build`` and ``ztf-stream reference build``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from stream.core.camera import camera_named
+from stream.core.errors import UsageError
+from stream.core.identity import FILTER_CODES, FILTER_IDS
+
+calibration_app = typer.Typer(no_args_is_help=True, help="Build bias and flat frames.")
+reference_app = typer.Typer(no_args_is_help=True, help="Build reference images.")
+
+Files = Annotated[list[str] | None, typer.Argument(help="Packets, globs or folders.")]
+Store = Annotated[str | None, typer.Option(help="Product store (folder or URL).", envvar="ZTF_STORE")]
+CameraName = Annotated[str | None, typer.Option("--camera", help="full or small.", envvar="ZTF_CAMERA")]
+Workers = Annotated[int | None, typer.Option(help="Processes; one a core by default.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON line a frame.")]
+
+
+@calibration_app.callback()
+def _calibration() -> None:
+    """Build bias and flat frames."""
+
+
+@reference_app.callback()
+def _reference() -> None:
+    """Build reference images."""
+
+
+@calibration_app.command("build")
+def build_calibration(
+    raw: Files = None, store: Store = None, camera: CameraName = None, workers: Workers = None, as_json: AsJson = False
+) -> None:
+    """Make the night's bias, flats and bad-pixel masks from raw `b`, `d`, `f` packets."""
+    from stream.cli.common import progress_bar
+    from stream.offline import build_calibrations
+
+    paths, job, count = _prepare(raw, store, camera, workers)
+    with progress_bar() as report:
+        built, errors = build_calibrations(paths, job, count, report)
+    _show(built, [str(e) for e in errors], as_json, "calibration frames")
+
+
+@reference_app.command("build")
+def build_reference(
+    raw: Files = None,
+    field: Annotated[int | None, typer.Option(help="Field, for references from science products in the store.")] = None,
+    rcid: Annotated[int | None, typer.Option(help="Readout channel 0..63; all of the field's by default.")] = None,
+    filtercode: Annotated[str | None, typer.Option("--filter", help="g, r or i.")] = None,
+    store: Store = None,
+    camera: CameraName = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make references from raw packets, or (`--field --rcid --filter`) from science products in the store."""
+    from stream.cli.common import progress_bar
+    from stream.offline import build_references, build_references_from_store
+
+    if raw:
+        paths, job, count = _prepare(raw, store, camera, workers)
+        with progress_bar() as report:
+            built, errors = build_references(paths, job, count, report)
+        _show(built, [str(e) for e in errors], as_json, "references")
+        return
+    if field is None or filtercode is None:
+        raise UsageError("name raw packets, or give --field and --filter (and --rcid) to use the store's products")
+    code = filtercode if filtercode in FILTER_IDS else f"z{filtercode}"
+    if code not in FILTER_IDS:
+        raise UsageError(f"no filter {filtercode!r}: g, r or i")
+    _, job, count = _prepare(None, store, camera, workers)
+    with progress_bar() as report:
+        built = build_references_from_store(field, rcid, FILTER_IDS[code], job, count, report)
+    _show(built, [], as_json, "references")
+
+
+def _prepare(raw, store, camera, workers):  # type: ignore[no-untyped-def]
+    from stream.cli.common import cores
+    from stream.engine.config import load_settings
+    from stream.ingest import expand_inputs
+    from stream.offline import Job
+
+    settings = load_settings(store=store, camera=camera)
+    paths = expand_inputs(raw) if raw else []
+    return paths, Job(settings.store, camera_named(settings.camera)), workers or cores()
+
+
+def _show(built, errors, as_json, what):  # type: ignore[no-untyped-def]
+    """Report what was made; exit with 1 if anything was not."""
+    from stream.cli.common import complain, print_json
+
+    failed = [one for one in built if one.error is not None]
+    if as_json:
+        for one in built:
+            print_json(one)
+    else:
+        table = Table("kind", "night", "field", "rcid", "filter", "inputs", "figures", title=what)
+        for one in built:
+            figures = one.error or _figures(one.figures)
+            code = FILTER_CODES.get(one.fid, "bi")
+            table.add_row(one.kind, one.night, str(one.field or ""), str(one.rcid), code, str(one.n_inputs), figures)
+        Console().print(table)
+    complain(errors)
+    if failed or errors:
+        raise typer.Exit(1)
+
+
+def _figures(figures: dict[str, object]) -> str:
+    shown = [f"{k} {v:.4g}" for k, v in figures.items() if isinstance(v, float)]
+    return ", ".join(shown[:5])

@@ -1,0 +1,47 @@
+"""``ztf-stream run`` and ``ztf-stream worker``: the whole system on this machine, or one process of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def run(
+    store: Annotated[str | None, typer.Option(help="Product store (folder or URL).")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder of the embedded broker and Redis.")] = None,
+    camera: Annotated[str | None, typer.Option(help="full or small.")] = None,
+    pixel_workers: Annotated[int | None, typer.Option(help="Quadrant workers; one a core.")] = None,
+) -> None:
+    """Start everything that is not running yet: broker, Redis (unless addresses are given), and all workers.
+
+    Runs until Ctrl-C, which ends what it started and nothing else. Meanwhile, in another terminal: `ztf-stream ingest`,
+    `ztf-stream status`, `ztf-stream alerts tail`.
+    """
+    from rich.console import Console
+
+    from stream.engine.config import load_settings
+    from stream.engine.embedded import services
+    from stream.engine.kafka import make_admin
+    from stream.engine.supervise import Supervisor
+    from stream.engine.topics import apply_topics, load_topics
+    from stream.engine.workers import commands
+
+    console = Console(stderr=True)
+    settings = load_settings(store=store, data_dir=data_dir, camera=camera, pixel_workers=pixel_workers)
+    with services(settings) as located:
+        apply_topics(make_admin(located), load_topics(located.topics_file), located.profile)
+        console.print(f"Kafka {located.bootstrap}, Redis {located.redis_url}, store {located.store}")
+        Supervisor(commands(located), located).run()
+
+
+def worker(
+    kind: Annotated[str, typer.Argument(help="pixels, score, enrich, link, monitor, emit or archive.")],
+    index: Annotated[int, typer.Option(help="Which worker of its kind on this machine: 0, 1, ...")] = 0,
+) -> None:
+    """Be one worker, until SIGTERM: for process managers and clusters. Configured by ZTF_* variables."""
+    from stream.engine.config import load_settings
+    from stream.engine.embedded import located
+    from stream.engine.workers import work
+
+    raise typer.Exit(work(kind, index, located(load_settings())))

@@ -1,0 +1,82 @@
+"""The pixel worker's function: a message of ``ztf.raw`` to the messages that one quadrant makes.
+
+A quadrant always ends in one quality record on ``ztf.quadrants``; with candidates in one message a quadrant on
+``ztf.candidates`` (more only beyond the topic's size limit); with streaks in one on ``ztf.streaks``; and where the
+science failed in a dead letter that can be retried.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from stream.alert import StreakBatch, encode_batch, encode_report, encode_streaks, split_batch
+from stream.core.errors import PacketError, Permanent
+from stream.core.records import QuadrantResult, Status
+from stream.engine import deadletters, ledger
+from stream.engine.config import Settings
+from stream.engine.kafka import OutMessage, RawMessage, encode_headers
+from stream.engine.topics import load_topics
+from stream.quadrants import QuadrantTask, batch_of
+
+# Room for headers and framing within a topic's largest message.
+_FRAMING = 65_536
+# The steps whose ends the ledger records, and the ledger's names for them.
+_PASSED = {"calibrate": "calibrated", "catalogs": "subtracted"}
+
+
+class QuadrantProcess:
+    """Callable for ``PixelWorker``: does the quadrant, returns its messages."""
+
+    def __init__(self, task: QuadrantTask, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        self._task = task
+        self._settings = settings
+        self._clock = clock
+        spec = load_topics(settings.topics_file).spec_of("ztf.candidates")
+        if spec is None:
+            raise PacketError("topics.yaml has no ztf.candidates: restore it")
+        self._limit = spec.max_message_bytes - _FRAMING
+
+    def __call__(self, message: RawMessage) -> list[OutMessage]:
+        """All messages of one quadrant; ``PacketError`` where its bytes cannot be read."""
+        started = self._clock()
+        result = self._task.run(message.value)
+        times = {_PASSED[step]: started + at for step, at in result.elapsed.items() if step in _PASSED}
+        if "subtracted" not in times:  # no reference, or a failure: the quadrant is done now
+            times["subtracted"] = self._clock()
+        return [*self._records(message, result, times), *self._letter(message, result)]
+
+    def _records(self, message: RawMessage, result: QuadrantResult, times: Mapping[str, float]) -> list[OutMessage]:
+        key = str(result.report.pid).encode()
+        about = {"name": result.report.name, "rid": result.report.rid, "pid": result.report.pid}
+        passed = ledger.encode({**ledger.read(message.headers), **times})
+        headers = (*encode_headers(about), *passed)
+        out = [OutMessage("ztf.quadrants", key, encode_report(result.report), headers)]
+        batch = batch_of(result)
+        for part in [] if batch is None else split_batch(batch, self._limit):
+            counted = (*encode_headers({**about, "chunk": part.chunk, "chunks": part.n_chunks}), *passed)
+            out.append(OutMessage("ztf.candidates", key, encode_batch(part), counted))
+        if result.streaks:
+            out.append(OutMessage("ztf.streaks", key, encode_streaks(_streaks(result)), headers))
+        return out
+
+    def _letter(self, message: RawMessage, result: QuadrantResult) -> list[OutMessage]:
+        """A dead letter where the science failed; none otherwise."""
+        report = result.report
+        if report.status is not Status.FAILED:
+            return []
+        error = Permanent(report.reason or "failed without a reason", name=report.name, rid=report.rid)
+        letter = deadletters.letter_of_message(
+            message, error, worker="pixels", now=self._clock(), limit=self._settings.deadletter_value_bytes,
+            stage=report.stage or "unknown",
+        )  # fmt: skip
+        return [deadletters.encode(replace(letter, traceback=result.traceback or ""))]
+
+
+def _streaks(result: QuadrantResult) -> StreakBatch:
+    report = result.report
+    return StreakBatch(
+        report.name, report.pid, report.field, report.fid, report.rcid, report.programid, report.jd, report.jd_mid,
+        report.exptime, list(result.streaks),
+    )  # fmt: skip

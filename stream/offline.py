@@ -1,0 +1,406 @@
+"""Work without a broker, in parallel processes: calibration and references from packets, packets to alert files.
+
+Each process does whole quadrants single-threaded, as the stream's workers do; results are gathered in the order of the
+exposures, so that the number of processes changes nothing but the time.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from threadpoolctl import threadpool_limits
+
+from stream.archive import ProductStore, StoreInputs, find_science_products, read_science_product, write_products
+from stream.calibrate import build_bias, build_flat
+from stream.core.camera import Camera
+from stream.core.errors import PacketError, Permanent, UsageError
+from stream.core.records import (
+    CalibrationSet,
+    CandidateBatch,
+    Quadrant,
+    QuadrantInputs,
+    QuadrantReport,
+    QuadrantResult,
+    RawQuadrant,
+    Reference,
+    ScienceImage,
+    Table,
+)
+from stream.ingest import parse_packet, read_packet, read_quadrant, read_science
+from stream.pipeline import ScienceSettings, Stopwatch, process_quadrant, process_science, science_from_calibrated
+from stream.quadrants import QuadrantTask, batch_of
+from stream.reference import build_reference, select_epochs
+
+Progress = Callable[[int, int, str], None]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def _quiet(done: int, total: int, what: str) -> None:
+    """No progress display."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every process needs to know."""
+
+    store: str
+    camera: Camera
+
+
+_task: QuadrantTask | None = None
+
+
+def _start(job: Job, settings: ScienceSettings) -> None:
+    """Once a process: hold the numerics to one thread, open the store."""
+    global _task
+    threadpool_limits(1)
+    store = ProductStore(job.store)
+    _task = QuadrantTask(store, StoreInputs(store), settings)
+
+
+def _own() -> QuadrantTask:
+    if _task is None:
+        raise RuntimeError("this process was not started by `parallel`")
+    return _task
+
+
+def parallel(
+    work: Callable[[T], R], items: Sequence[T], job: Job, workers: int, settings: ScienceSettings | None = None
+) -> Iterator[R]:
+    """Apply ``work`` to each item in processes of their own; results in the order of the items."""
+    settings = settings or ScienceSettings(camera=job.camera)
+    if workers <= 1 or len(items) == 1:
+        _start(job, settings)
+        yield from map(work, items)
+        return
+    # Spawned, not forked: a fork would inherit the progress display's thread and its locks.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(items)), context, initializer=_start, initargs=(job, settings)) as pool:
+        yield from pool.map(work, items)
+
+
+@dataclass(frozen=True, slots=True)
+class PacketHead:
+    """Enough of a packet to sort it without its pixels."""
+
+    path: Path
+    imgtype: str
+    field: int
+    fid: int
+    ccdid: int
+    night: str
+    jd: float
+    qids: tuple[int, ...]
+
+
+def packet_heads(paths: Iterable[Path], camera: Camera) -> tuple[list[PacketHead], list[PacketError]]:
+    """Heads of readable packets in time order, and what is wrong with the others."""
+    heads, errors = [], []
+    for path in paths:
+        try:
+            packet = read_packet(path, camera)
+        except PacketError as error:
+            errors.append(error)
+            continue
+        e = packet.exposure
+        qids = tuple(q.quadrant.qid for q in packet.quadrants)
+        heads.append(PacketHead(path, e.imgtype, e.field, e.fid, e.ccdid, e.night, e.jd, qids))
+    return sorted(heads, key=lambda head: (head.jd, head.ccdid)), errors
+
+
+def _raw(path: Path, qid: int, camera: Camera) -> RawQuadrant | None:
+    packet = read_packet(path, camera)
+    for payload in packet.quadrants:
+        if payload.quadrant.qid == qid:
+            return read_quadrant(payload.payload, camera)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """One calibration frame or reference that was written, or why not."""
+
+    kind: str
+    field: int
+    rcid: int
+    fid: int
+    night: str
+    n_inputs: int
+    figures: dict[str, object]
+    error: str | None = None
+
+
+def _build_calibration(unit: tuple[int, int, tuple[PacketHead, ...], Camera]) -> list[Built]:
+    """Bias and flats of one quadrant position of one night."""
+    ccdid, qid, heads, camera = unit
+    rcid = 4 * (ccdid - 1) + qid - 1
+    store = _own().store
+    night = heads[0].night
+    built: list[Built] = []
+    bias = None
+    kinds: list[tuple[str, int]] = [("bias", 0), *(("flat", fid) for fid in (1, 2, 3))]
+    for imgtype, fid in kinds:
+        chosen = [h for h in heads if h.imgtype == imgtype and (fid == 0 or h.fid == fid)]
+        if not chosen:
+            continue
+        kind = "bias" if imgtype == "bias" else "hifreqflat"
+        try:
+            raws = [raw for h in chosen if (raw := _raw(h.path, qid, camera)) is not None]
+            frame = build_bias(raws) if imgtype == "bias" else build_flat(raws, bias)
+        except Permanent as error:
+            built.append(Built(kind, 0, rcid, fid, night, len(chosen), {}, str(error)))
+            continue
+        if imgtype == "bias":
+            bias = frame
+        store.write_calibration(frame)
+        built.append(Built(kind, 0, rcid, fid, night, frame.n_frames, dict(frame.qa)))
+    return built
+
+
+def build_calibrations(
+    paths: Sequence[Path], job: Job, workers: int, progress: Progress = _quiet
+) -> tuple[list[Built], list[PacketError]]:
+    """Bias and flat frames of every quadrant position and night from raw `b` and `f` packets.
+
+    Raises
+    ------
+    UsageError
+        There is no calibration packet among the files.
+    """
+    heads, errors = packet_heads(paths, job.camera)
+    groups: dict[tuple[str, int, int], list[PacketHead]] = defaultdict(list)
+    for head in heads:
+        if head.imgtype in ("bias", "flat"):
+            for qid in head.qids:
+                groups[head.night, head.ccdid, qid].append(head)
+    if not groups:
+        raise UsageError(f"none of {len(heads)} readable packets is a bias or a flat: name `_b` and `_f` packets")
+    units = [(ccd, qid, tuple(group), job.camera) for (_, ccd, qid), group in sorted(groups.items())]
+    built: list[Built] = []
+    for done, part in enumerate(parallel(_build_calibration, units, job, workers), 1):
+        built.extend(part)
+        progress(done, len(units), "calibration")
+    return built, errors
+
+
+def _build_reference(unit: tuple[int, tuple[PacketHead, ...], Camera]) -> Built:
+    """The reference of one field, filter and quadrant position from raw packets."""
+    qid, heads, camera = unit
+    task = _own()
+    first = heads[0]
+    rcid = 4 * (first.ccdid - 1) + qid - 1
+    images: list[ScienceImage] = []
+    reasons: list[str] = []
+    for head in heads:
+        raw = _raw(head.path, qid, camera)
+        if raw is None:
+            continue
+        result = process_quadrant(raw, task.inputs, task.settings)
+        if result.science is not None and result.report.reason is None:
+            images.append(result.science)
+        else:
+            reasons.append(f"{head.path.name}: {result.report.reason}")
+    return _combine(task, images, reasons, (first.field, rcid, first.fid, first.night, len(heads)))
+
+
+def _combine(
+    task: QuadrantTask, images: list[ScienceImage], reasons: list[str], what: tuple[int, int, int, str, int]
+) -> Built:
+    field, rcid, fid, night, n = what
+    try:
+        selection = select_epochs(images)
+        reference = build_reference([images[i] for i in selection.chosen])
+    except Permanent as error:
+        return Built("reference", field, rcid, fid, night, n, {"rejected": reasons}, str(error))
+    task.store.write_reference(reference)
+    figures = {**reference.qa, "version": reference.version, "rejected": reasons}
+    return Built("reference", field, rcid, fid, night, reference.n_frames, figures)
+
+
+def build_references(
+    paths: Sequence[Path], job: Job, workers: int, progress: Progress = _quiet
+) -> tuple[list[Built], list[PacketError]]:
+    """References of every field, filter and quadrant position among raw `o` packets.
+
+    Raises
+    ------
+    UsageError
+        There is no science packet among the files.
+    """
+    heads, errors = packet_heads(paths, job.camera)
+    groups: dict[tuple[int, int, int, int], list[PacketHead]] = defaultdict(list)
+    for head in heads:
+        if head.imgtype == "object":
+            for qid in head.qids:
+                groups[head.field, head.fid, head.ccdid, qid].append(head)
+    if not groups:
+        raise UsageError(f"none of {len(heads)} readable packets is an exposure on sky: name `_o` packets")
+    units = [(qid, tuple(group), job.camera) for (_, _, _, qid), group in sorted(groups.items())]
+    settings = ScienceSettings(camera=job.camera, subtract=False)
+    built = []
+    for done, one in enumerate(parallel(_build_reference, units, job, workers, settings), 1):
+        built.append(one)
+        progress(done, len(units), "references")
+    return built, errors
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What `process` made of one quadrant: its quality record and the candidates that go on."""
+
+    report: QuadrantReport
+    batch: CandidateBatch | None
+
+
+def _process_packet(unit: tuple[Path, Camera]) -> tuple[list[Outcome], list[str]]:
+    """All quadrants of one packet; hurt ones as sentences."""
+    path, camera = unit
+    task = _own()
+    outcomes: list[Outcome] = []
+    try:
+        packet = parse_packet(path.read_bytes(), path.name, camera)
+    except PacketError as error:
+        return [], [f"{path.name}: {error}"]
+    except OSError as error:
+        return [], [f"{path}: cannot be read: {error.strerror}"]
+    hurt = [f"{path.name}: {failure}" for failure in packet.failures]
+    for payload in packet.quadrants:
+        try:
+            result = task.run(payload.payload)
+        except PacketError as error:
+            hurt.append(f"{path.name}: {error}")
+            continue
+        outcomes.append(Outcome(result.report, batch_of(result)))
+    return outcomes, hurt
+
+
+def process_packets(
+    paths: Sequence[Path], job: Job, workers: int, progress: Progress = _quiet
+) -> Iterator[tuple[list[Outcome], list[str]]]:
+    """Process raw packets to products; yields, a packet at a time in time order, its quadrants and what was hurt."""
+    heads, errors = packet_heads(paths, job.camera)
+    if errors:
+        yield [], [str(error) for error in errors]
+    units = [(head.path, job.camera) for head in heads if head.imgtype == "object"]
+    if not units:
+        return
+    for done, result in enumerate(parallel(_process_packet, units, job, workers), 1):
+        progress(done, len(units), "packets")
+        yield result
+
+
+def process_calibrated(
+    paths: Sequence[Path], reference: Path | None, job: Job
+) -> Iterator[tuple[list[Outcome], list[str]]]:
+    """Measure, subtract and search calibrated images; ``reference`` replaces the store's reference where given."""
+    _start(job, ScienceSettings(camera=job.camera))
+    task = _own()
+    inputs: QuadrantInputs = task.inputs
+    if reference is not None:
+        try:
+            inputs = WithReference(task.inputs, _reference_of(reference, task.inputs))
+        except Permanent as error:
+            yield [], [f"{reference.name}: {error}"]
+            return
+    for path in paths:
+        try:
+            result = process_image(path, inputs)
+        except Permanent as error:
+            yield [], [f"{path.name}: {error}"]
+            continue
+        write_products(task.store, result)
+        yield [Outcome(result.report, batch_of(result))], []
+
+
+def process_image(path: Path, inputs: QuadrantInputs) -> QuadrantResult:
+    """One calibrated image: science products, and candidates where ``inputs`` has a reference.
+
+    Raises
+    ------
+    PacketError
+        The file cannot be used. Failures of the science are in the result's report.
+    """
+    came = read_science(path)
+    watch = Stopwatch()
+    return process_science(
+        lambda: science_from_calibrated(came.image, came.astrometry, came.zeropoint, inputs, watch),
+        came.image.quadrant,
+        inputs,
+        watch,
+    )
+
+
+def _reference_of(path: Path, inputs: QuadrantInputs) -> Reference:
+    came = read_science(path)
+    science = science_from_calibrated(came.image, came.astrometry, came.zeropoint, inputs)
+    return build_reference([science])
+
+
+@dataclass(frozen=True, slots=True)
+class WithReference:
+    """Inputs whose reference is a given one, whatever the quadrant."""
+
+    inputs: QuadrantInputs
+    given: Reference
+
+    def reference(self, quadrant: Quadrant) -> Reference | None:
+        """The given reference."""
+        return self.given
+
+    def calibration(self, quadrant: Quadrant) -> CalibrationSet:
+        """As the inputs behind."""
+        return self.inputs.calibration(quadrant)
+
+    def gaia(self, ra: float, dec: float, radius: float) -> Table:
+        """As the inputs behind."""
+        return self.inputs.gaia(ra, dec, radius)
+
+    def ps1(self, ra: float, dec: float, radius: float) -> Table:
+        """As the inputs behind."""
+        return self.inputs.ps1(ra, dec, radius)
+
+    def bright(self, ra: float, dec: float, radius: float) -> Table:
+        """As the inputs behind."""
+        return self.inputs.bright(ra, dec, radius)
+
+
+def _build_from_store(unit: tuple[int, int, int, tuple[str, ...]]) -> Built:
+    field, rcid, fid, names = unit
+    task = _own()
+    images = [read_science_product(task.store, name) for name in names]
+    return _combine(task, images, [], (field, rcid, fid, "", len(names)))
+
+
+def build_references_from_store(
+    field: int, rcid: int | None, fid: int, job: Job, workers: int, progress: Progress = _quiet
+) -> list[Built]:
+    """References of a field and filter from the science products in the store.
+
+    Raises
+    ------
+    UsageError
+        The store has no such products.
+    """
+    store = ProductStore(job.store)
+    groups: dict[int, list[str]] = defaultdict(list)
+    for name, channel in find_science_products(store, field, fid):
+        if rcid is None or channel == rcid:
+            groups[channel].append(name)
+    if not groups:
+        where = "" if rcid is None else f", rcid {rcid}"
+        raise UsageError(
+            f"no science products of field {field}{where}, filter {fid} in {job.store}: run `process` first"
+        )
+    units = [(field, channel, fid, tuple(sorted(names))) for channel, names in sorted(groups.items())]
+    built = []
+    for done, one in enumerate(parallel(_build_from_store, units, job, workers), 1):
+        built.append(one)
+        progress(done, len(units), "references")
+    return built

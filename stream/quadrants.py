@@ -1,0 +1,66 @@
+"""One quadrant from its bytes to its products: the step that the stream's pixel worker and ``process`` share.
+
+The science is ``stream.pipeline``; this adds reading the payload, writing the products and the records that go on.
+Products are written before anything is announced, under deterministic names with deterministic bytes, so that doing a
+quadrant twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from stream import __version__
+from stream.alert import make_batch
+from stream.archive import ProductStore, write_products
+from stream.core.errors import PacketError
+from stream.core.records import CandidateBatch, Quadrant, QuadrantInputs, QuadrantResult, Status
+from stream.ingest import read_quadrant
+from stream.pipeline import ScienceSettings, new_report, process_quadrant
+
+
+@dataclass(slots=True)
+class QuadrantTask:
+    """Does quadrants, one after another, with inputs that stay in memory between them."""
+
+    store: ProductStore
+    inputs: QuadrantInputs
+    settings: ScienceSettings = field(default_factory=ScienceSettings)
+
+    def run(self, payload: bytes) -> QuadrantResult:
+        """Read, process and store one quadrant.
+
+        Raises
+        ------
+        PacketError
+            The payload's pixels cannot be read. Every other failure of the input is in the result's report.
+        Retriable
+            The store failed.
+        """
+        started = time.process_time()
+        raw = read_quadrant(payload, self.settings.camera)
+        decompress = round(time.process_time() - started, 4)
+        result = process_quadrant(raw, self.inputs, self.settings)
+        started = time.process_time()
+        write_products(self.store, result)
+        stored = round(time.process_time() - started, 4)
+        result.elapsed = {step: decompress + at for step, at in result.elapsed.items()}
+        result.report.seconds = {"decompress": decompress, **result.report.seconds, "products": stored}
+        return result
+
+
+def unreadable(quadrant: Quadrant, error: PacketError) -> QuadrantResult:
+    """The result of a quadrant whose bytes were hurt: its report says what and why."""
+    report = new_report(quadrant)
+    report.status, report.stage, report.reason = Status.FAILED, error.stage, str(error)
+    return QuadrantResult(report, quadrant)
+
+
+def batch_of(result: QuadrantResult) -> CandidateBatch | None:
+    """The sent candidates of a quadrant, stamps encoded, with the versions that made them; None if there are none."""
+    batch = make_batch(result.quadrant, result.candidates)
+    for item in batch.items:
+        item.extension["software"] = __version__
+        item.extension["reference"] = None if result.reference is None else result.reference.version
+        item.extension["calibration"] = ",".join(result.report.calids) or None
+    return batch if batch.items else None
