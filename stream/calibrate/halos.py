@@ -72,7 +72,7 @@ def _places(wcs: WCS, ra: NDArray[np.float64], dec: NDArray[np.float64], size: t
     try:
         places = np.asarray(wcs.all_world2pix(np.stack([ra, dec], axis=1), 0, quiet=True))
     except (ValueError, RuntimeError):  # the inversion gave up on one of them
-        return linear
+        return np.asarray(linear, dtype=np.float64)
     good = np.isfinite(places).all(axis=1) & (np.abs(places - linear).max(axis=1) < 0.05 * max(size))
     return np.asarray(np.where(good[:, None], places, linear), dtype=np.float64)
 

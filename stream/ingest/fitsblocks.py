@@ -88,19 +88,21 @@ def read_cards(data: bytes, start: int, limit: int) -> tuple[Cards, int] | None:
 
 def data_size(cards: Cards) -> int | None:
     """Bytes of the data unit, not padded; ``None`` where the structural cards make no sense."""
-    bitpix, naxis = cards.get("BITPIX"), cards.get("NAXIS")
-    if bitpix not in (8, 16, 32, 64, -32, -64) or not _is_count(naxis) or naxis > 3:
+    bitpix, naxis = cards.get("BITPIX"), _count(cards.get("NAXIS"))
+    if not isinstance(bitpix, int) or bitpix not in (8, 16, 32, 64, -32, -64) or naxis is None or naxis > 3:
         return None
-    sizes = [cards.get(f"NAXIS{i + 1}") for i in range(naxis)]
-    pcount, gcount = cards.get("PCOUNT", 0), cards.get("GCOUNT", 1)
-    if not all(_is_count(value) for value in (*sizes, pcount, gcount)):
+    counts = [_count(cards.get(f"NAXIS{i + 1}")) for i in range(naxis)]
+    counts += [_count(cards.get("PCOUNT", 0)), _count(cards.get("GCOUNT", 1))]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
         return None
-    pixels = math.prod(sizes) if sizes else 0
-    return abs(int(bitpix)) // 8 * gcount * (pcount + pixels) if sizes else 0
+    *sizes, pcount, gcount = known
+    return abs(bitpix) // 8 * gcount * (pcount + math.prod(sizes)) if sizes else 0
 
 
-def _is_count(value: Value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _count(value: Value) -> int | None:
+    """The value if it is a number that can count things."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def read_hdu(data: bytes, start: int, limit: int | None = None) -> Hdu:
