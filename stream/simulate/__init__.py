@@ -6,6 +6,7 @@
 from stream.simulate.night import NightSummary, epoch_positions, paint_quadrant, simulate_night, simulate_packet
 from stream.simulate.optics import PsfField, Wcs, psf_field, true_wcs, wcs_of
 from stream.simulate.plan import NightPlan, SimExposure, schedule, zeropoint
+from stream.simulate.truth import read_truth
 
 __all__ = [
     "NightPlan",
@@ -16,6 +17,7 @@ __all__ = [
     "epoch_positions",
     "paint_quadrant",
     "psf_field",
+    "read_truth",
     "schedule",
     "simulate_night",
     "simulate_packet",

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 U16 = NDArray[np.uint16]
 I64 = NDArray[np.int64]
+FloatT = TypeVar("FloatT", np.float32, np.float64)
 
 ADC_MAX = 65535
 POISSON_BELOW = 30.0  # e-: below this a normal draw shows in the distribution's skewness
@@ -93,10 +95,10 @@ def linearity(rcid: int, jd: float) -> tuple[float, float]:
     return entries[-1][1:] if entries else _linearity()[ccdid, qid - 1][0][1:]
 
 
-def measured_of_true(true: NDArray[np.floating], a: float, b: float) -> NDArray[np.floating]:
+def measured_of_true(true: NDArray[FloatT], a: float, b: float) -> NDArray[FloatT]:
     """The DN that the electronics give for a true DN: the inverse of x / (a x^2 + b x + 1), in the stable form."""
     p = 1.0 - b * true
-    result: NDArray[np.floating] = 2.0 * true / (p + np.sqrt(p * p - 4.0 * a * true * true))
+    result: NDArray[FloatT] = 2.0 * true / (p + np.sqrt(p * p - 4.0 * a * true * true))
     return result
 
 
@@ -109,7 +111,7 @@ def amplifier(seed: int, rcid: int, jd: float) -> Amplifier:
     bias = rng.uniform(900.0, 1900.0)
     a, b = linearity(rcid, jd)
     full_dn = rng.uniform(54_000.0, 58_500.0)
-    top = bias + float(measured_of_true(np.float64(full_dn), a, b))
+    top = bias + float(measured_of_true(np.array([full_dn]), a, b)[0])
     return Amplifier(rcid, gain, readnoise, bias, full_dn * gain, math.floor(0.995 * top), a, b)
 
 
@@ -219,7 +221,9 @@ def cosmic_rays(rng: np.random.Generator, electrons: F32, exptime: float) -> lis
         if not inside.any():
             continue
         pixels = ys[inside] * nx + xs[inside]
-        np.add.at(electrons.reshape(-1), pixels, np.float32(charge) * rng.gamma(4.0, 0.25, len(pixels)).astype(np.float32))
+        np.add.at(
+            electrons.reshape(-1), pixels, np.float32(charge) * rng.gamma(4.0, 0.25, len(pixels)).astype(np.float32)
+        )
         hits.append((float(xs[inside].mean()), float(ys[inside].mean()), len(np.unique(pixels))))
     return hits
 
@@ -266,7 +270,7 @@ def to_measured(electrons: F32, amp: Amplifier) -> None:
     for start in range(0, electrons.shape[0], BAND):
         band = electrons[start : start + BAND]
         band /= np.float32(amp.gain)
-        band[:] = measured_of_true(band, np.float32(amp.a), np.float32(amp.b))
+        band[:] = measured_of_true(band, amp.a, amp.b)
 
 
 def crosstalk_matrix(seed: int, ccdid: int) -> F64:

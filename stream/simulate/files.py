@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import erfa
+import erfa  # type: ignore[import-untyped]
 import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-import erfa
+import erfa  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
@@ -175,17 +175,22 @@ def elements_of(position: F64, velocity: F64, epoch: float, h: float) -> Orbit:
     true = math.atan2(float(position @ across), float(position @ along)) - peri
     anomaly = 2 * math.atan2(math.sqrt(1 - e) * math.sin(true / 2), math.sqrt(1 + e) * math.cos(true / 2))
     mean = anomaly - e * math.sin(anomaly)
-    angles = [math.degrees(angle) % 360.0 for angle in (inclination, node, peri, mean)]
-    return Orbit(epoch, a, e, *angles, h)
+    i, o, w, m = (math.degrees(angle) % 360.0 for angle in (inclination, node, peri, mean))
+    return Orbit(epoch, a, e, i, o, w, m, h)
 
 
 def _rounded(orbit: Orbit) -> Orbit:
     """The orbit as its MPCORB line prints it, which is what the sky is then painted from."""
     return Orbit(
-        orbit.epoch, round(orbit.a, 7), round(orbit.e, 7), *(
-            round(angle, 5) for angle in (orbit.inclination, orbit.node, orbit.peri, orbit.mean_anomaly)
-        ), round(orbit.h, 2),
-    )  # fmt: skip
+        epoch=orbit.epoch,
+        a=round(orbit.a, 7),
+        e=round(orbit.e, 7),
+        inclination=round(orbit.inclination, 5),
+        node=round(orbit.node, 5),
+        peri=round(orbit.peri, 5),
+        mean_anomaly=round(orbit.mean_anomaly, 5),
+        h=round(orbit.h, 2),
+    )
 
 
 def main_belt_orbit(ra: float, dec: float, jd: float, v: float, epoch: float, rng: np.random.Generator) -> Orbit:

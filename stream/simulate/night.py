@@ -84,9 +84,7 @@ def paint_quadrant(plan: NightPlan, exposure: SimExposure, rcid: int) -> tuple[F
     return image, sources, _paint_satellite(plan, exposure, rcid, image)
 
 
-def _paint_fixed(
-    plan: NightPlan, exposure: SimExposure, rcid: int, image: F32, wcs: Wcs, psf: PsfField
-) -> Columns:
+def _paint_fixed(plan: NightPlan, exposure: SimExposure, rcid: int, image: F32, wcs: Wcs, psf: PsfField) -> Columns:
     """Stars, galaxies, variables, transients and naked-eye stars with halos."""
     table = np.concatenate([sky_of(plan, exposure, rcid), bright_stars(plan)])
     mag, colour = magnitudes_at(table, exposure.jd_mid, exposure.fid)
@@ -125,9 +123,7 @@ def _who(exposure: SimExposure, rcid: int) -> Columns:
     return {"role": exposure.role, "exposure": name, "rcid": rcid, "jd_mid": exposure.jd_mid}
 
 
-def _paint_movers(
-    plan: NightPlan, exposure: SimExposure, rcid: int, image: F32, wcs: Wcs, psf: PsfField
-) -> Columns:
+def _paint_movers(plan: NightPlan, exposure: SimExposure, rcid: int, image: F32, wcs: Wcs, psf: PsfField) -> Columns:
     """Asteroids and near-Earth objects of any quadrant that are here now, trailed as far as they move."""
     rows: list[Columns] = []
     if exposure.role == "sci":
@@ -295,9 +291,7 @@ def _packets(plan: NightPlan, out: Path, workers: int) -> Iterator[tuple[SimExpo
             yield exposure, future.result()
 
 
-def simulate_night(
-    out: Path, plan: NightPlan, progress: Progress | None = None, *, workers: int = 1
-) -> NightSummary:
+def simulate_night(out: Path, plan: NightPlan, progress: Progress | None = None, *, workers: int = 1) -> NightSummary:
     """Simulate a night into a folder.
 
     Writes ``raw/{cal,ref,sci}/`` packets, ``gaia.parquet``, ``ps1.parquet``, ``bright.parquet``, ``MPCORB.DAT``, and

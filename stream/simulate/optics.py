@@ -179,7 +179,9 @@ class PsfField:
         nodes = zip(_NODES, _WEIGHTS, strict=True)
         for node_x, weight_x in nodes:
             for node_y, weight_y in zip(_NODES, _WEIGHTS, strict=True):
-                out += np.float32(weight_x * weight_y) * _profile(dx + np.float32(node_x), dy + np.float32(node_y), a, b, c)
+                out += np.float32(weight_x * weight_y) * _profile(
+                    dx + np.float32(node_x), dy + np.float32(node_y), a, b, c
+                )
         total = np.sqrt(a * c - b * b / 4).astype(np.float64)[:, 0] / self.core_fraction(x, y)
         out *= total.astype(np.float32)[:, None, None]
         return out
@@ -194,8 +196,8 @@ def _profile(dx: F32, dy: F32, a: F32, b: F32, c: F32) -> F32:
     core = core * core * core * np.float32((1 - WING_FRACTION) * (BETA_CORE - 1) / math.pi)
     wing *= wing
     wing *= np.float32(WING_FRACTION * (BETA_WING - 1) / (math.pi * WING_SCALE**2))
-    core += wing
-    return core
+    out: F32 = core + wing
+    return out
 
 
 @lru_cache(maxsize=1)
@@ -251,7 +253,9 @@ def psf_field(plan: NightPlan, exposure: SimExposure, rcid: int) -> PsfField:
 
 def noise_area(fwhm: float) -> float:
     """Noise-equivalent area (px) of a PSF of that FWHM: a background-limited flux error is sigma_px sqrt(area)."""
-    field = PsfField((101, 101), (float(np.interp(fwhm, _tables()[1], _tables()[0])), *[0.0] * 5), (0.0,) * 6, (0.0,) * 6)
+    field = PsfField(
+        (101, 101), (float(np.interp(fwhm, _tables()[1], _tables()[0])), *[0.0] * 5), (0.0,) * 6, (0.0,) * 6
+    )
     stamp = field.stamps(np.array([50.0]), np.array([50.0]), STAMP)[0].astype(np.float64)
     return float(1.0 / (stamp**2).sum())
 

@@ -86,7 +86,8 @@ def psf_weights() -> F64:
     wing = WING_FRACTION / (math.pi * WING_SCALE**2) * (1 + (r / WING_SCALE) ** 2) ** -2
     gauss = np.exp(-0.5 * (r[:, None] / PSF_SIGMAS) ** 2) / (2 * np.pi * PSF_SIGMAS**2)
     weights: F64 = nnls(gauss * r[:, None], (core + wing) * r)[0]
-    return weights / weights.sum()
+    weights /= weights.sum()
+    return weights
 
 
 def paint_galaxies(image: F32, x: F64, y: F64, flux: F64, shape: tuple[F64, F64, F64, F64], psf: PsfField) -> None:
@@ -97,7 +98,7 @@ def paint_galaxies(image: F32, x: F64, y: F64, flux: F64, shape: tuple[F64, F64,
     """
     if len(x) == 0:
         return
-    radius, ratio, _, _ = shape
+    radius = shape[0]
     alpha = psf.at(x, y)[0]
     extent = 3.2 * np.hypot(GALAXY_SIGMAS[-1] * radius, 1.5 * alpha) * np.clip(0.5 + 0.25 * np.log10(flux), 0.7, 1.3)
     classes = np.searchsorted(np.array(STAMP_SIZES) // 2, extent)
@@ -171,7 +172,6 @@ def paint_line(image: F32, place: tuple[float, float], angle: float, light: floa
 
     Returns the number of pixels that got more than a tenth of the line's peak.
     """
-    ny, nx = image.shape
     c, s = math.cos(angle), math.sin(angle)
     sigma = fwhm / 2.355
     reach = math.ceil(5 * sigma / max(abs(c), abs(s))) + 1

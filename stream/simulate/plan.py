@@ -298,8 +298,9 @@ def schedule(plan: NightPlan) -> tuple[SimExposure, ...]:
         exposures.append(_on_sky(plan, "ref", i, midnight, 6.1 * 3600.0 + 61.3 * i + k * plan.cadence))
     for i in range(plan.n_science):
         exposures.append(_on_sky(plan, "sci", i, plan.midnight, 5.05 * 3600.0 + i * plan.cadence))
-    if any(later.expid <= earlier.expid for earlier, later in zip(exposures, exposures[1:], strict=False)):
-        exposures.sort(key=lambda exposure: exposure.jd)
+    exposures.sort(key=lambda exposure: exposure.jd)
+    if len({exposure.expid for exposure in exposures}) < len(exposures):
+        raise UsageError("two exposures would start in the same second: choose another cadence")
     return tuple(exposures)
 
 

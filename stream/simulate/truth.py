@@ -6,8 +6,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from stream.core.errors import UsageError
 
 SOURCES = pa.schema(
     [
@@ -118,3 +122,25 @@ def as_table(columns: Columns, schema: pa.Schema) -> pa.Table:
             value = [value] * n
         arrays.append(pa.array(value, column.type, from_pandas=column.name != "exposure"))
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def read_truth(out: Path, table: str = "sources") -> dict[str, NDArray[Any]]:
+    """A truth table of a simulated night as numpy columns; null is NaN, or None in columns of text.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the night.
+    table : str
+        sources, quadrants or artefacts.
+
+    Raises
+    ------
+    UsageError
+        There is no such table.
+    """
+    path = Path(out) / "truth" / f"{table}.parquet"
+    if table not in TABLES or not path.is_file():
+        raise UsageError(f"{path} is not there: make it with `ztf-stream simulate --out {out}`")
+    columns = pq.read_table(path)
+    return {name: np.asarray(columns[name].to_numpy()) for name in columns.column_names}
