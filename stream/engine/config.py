@@ -101,7 +101,10 @@ class Settings(BaseSettings):
         ),
     )
     deadletter_value_bytes: int = Field(
-        262_144, ge=0, description="Largest original message that a dead letter carries itself; larger ones by place."
+        262_144,
+        ge=0,
+        le=2_000_000,
+        description="Largest original message that a dead letter carries itself; larger ones by place.",
     )
 
     metrics_host: str = Field("127.0.0.1", description="Address on which processes answer Prometheus.")

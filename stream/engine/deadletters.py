@@ -34,6 +34,7 @@ TOPIC = "ztf.deadletters"
 ATTEMPT = "attempt"  # header of a message that was sent again: how many times it was tried before
 ORIGIN = "deadletter"  # header: id of the letter it was sent again from
 _TRACEBACK_CHARS = 8_000
+_REASON_CHARS = 4_000
 
 _ADVICE = {
     "ingest": "The packet breaks the format. Get it again from the camera computer, then 'ztf-stream ingest FILE'.",
@@ -109,7 +110,7 @@ def letter_of_message(
         time=now,
         stage=stage,
         error=type(error).__name__,
-        reason=str(error),
+        reason=str(error)[:_REASON_CHARS],
         what_to_do=_ADVICE.get(stage, _ADVICE["unknown"]),
         context=context,
         traceback=_trace(error),
@@ -136,7 +137,7 @@ def letter_of_file(
         time=now,
         stage=stage,
         error=type(error).__name__,
-        reason=str(error),
+        reason=str(error)[:_REASON_CHARS],
         what_to_do=_ADVICE.get(stage, _ADVICE["ingest"]),
         context={**context, "file": path, "sha256": sha256},
         traceback=_trace(error),
