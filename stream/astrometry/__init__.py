@@ -2,7 +2,7 @@
 
 from stream.astrometry.epoch import propagate
 from stream.astrometry.quality import astrometric_infobits, wcs_cards
-from stream.astrometry.solve import solve
+from stream.astrometry.solver import solve
 from stream.astrometry.tpv import pixel_positions, project, sky_positions, tpv_wcs
 
 __all__ = [

@@ -114,6 +114,21 @@ class Catalogue:
         return Catalogue(self.ra[:n], self.dec[:n], self.u[:n], self.sigma[:n], self.area_ratio)
 
 
+def spread_order(p: F64, half: tuple[float, float], cells: int = 6) -> NDArray[np.int64]:
+    """Order of places (brightest first) that takes the brightest of every cell of a grid, then the second ones...
+
+    Any first part of it covers the image evenly, whatever piles up along a trail or in a cluster.
+    """
+    column = np.clip((p[:, 0] / half[0] + 1) / 2 * cells, 0, cells - 1).astype(np.int64)
+    row = np.clip((p[:, 1] / half[1] + 1) / 2 * cells, 0, cells - 1).astype(np.int64)
+    cell = row * cells + column
+    by_cell = np.argsort(cell, kind="stable")
+    starts = np.searchsorted(cell[by_cell], np.arange(cells * cells))
+    rank = np.empty(len(p), np.int64)
+    rank[by_cell] = np.arange(len(p)) - starts[cell[by_cell]]
+    return np.argsort(rank, kind="stable")
+
+
 def usable_stars(detections: Table, shape: tuple[int, int]) -> Stars:
     """Detections with a finite place on the image, ranked by flux (or S/N where there is none)."""
     names = detections.dtype.names or ()

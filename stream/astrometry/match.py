@@ -1,6 +1,6 @@
 """Two point lists of the same sky: find the offset between them, pair their points, judge whether it is chance.
 
-All places are px in the plane of the first-guess WCS (see ``solve``), where the two lists differ by a shift of
+All places are px in the plane of the first-guess WCS (see ``solver``), where the two lists differ by a shift of
 some hundred px, a rotation and scale of some permille, and a few px of distortion.
 """
 
@@ -21,6 +21,8 @@ I64 = NDArray[np.int64]
 # rotation and scale moves a corner (SMEAR) stays within the 3 x 3 bins that are summed.
 VOTE_BIN = 5.0
 SMEAR = 4.0  # px
+PEAKS_PER_MATRIX = 3
+MEASURED_CHANCES = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,15 @@ def vote(p: F64, u: F64, reach: float, grid: list[F64], n_best: int = 8) -> list
         counts = np.bincount(flat, minlength=n * n).astype(np.float64).reshape(n, n)
         total = uniform_filter(counts, 3, mode="constant") * 9
         expected = counts.sum() / n**2 * 9
-        for k in np.argpartition(total.ravel(), -4)[-4:]:
-            peak = float(total.ravel()[k])
-            place = (np.array(divmod(int(k), n)) + 0.5 - n / 2) * VOTE_BIN
-            found.append(Candidate((peak - expected) / math.sqrt(expected + 1.0), matrix, place))
+        for _ in range(PEAKS_PER_MATRIX):
+            row, column = divmod(int(np.argmax(total)), n)
+            score = (float(total[row, column]) - expected) / math.sqrt(expected + 1.0)
+            mine = inside & (np.abs(cell - (row, column)).max(axis=1) <= 1)
+            if score <= 0 or not mine.any():
+                break
+            shift = (np.median(offset[mine], axis=0) - n / 2) * VOTE_BIN
+            found.append(Candidate(score, matrix, shift))
+            total[max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3] = 0.0
     return _distinct(sorted(found, key=lambda c: (-c.score, *c.shift)), n_best)
 
 
@@ -117,12 +124,14 @@ def chance_rate(predicted: F64, tree: cKDTree, radius: float, area: float, n_ins
     """Probability that a point at ``predicted`` has a tree point within ``radius`` by chance.
 
     The larger of the analytic rate for evenly spread points and the measured one, with the points moved by
-    twelve offsets that are small beside clusters of stars and large beside the radius.
+    offsets that are small beside clusters of stars and large beside the radius: twelve directions at growing
+    distance, as many as it takes to know a rate of some 1e-4.
     """
     analytic = -math.expm1(-n_inside / area * math.pi * radius**2)
     sample = predicted[:: max(1, len(predicted) // 500)]
-    angle = np.arange(12) * (2 * np.pi / 12)
-    ring = np.stack([np.cos(angle), np.sin(angle)], axis=1) * (10.0 + 5.0 * radius)
+    k = np.arange(min(max(12, math.ceil(MEASURED_CHANCES / len(sample))), 240))
+    angle, length = k * (2 * np.pi / 12) + 0.1 * (k // 12), 10.0 + 5.0 * radius + 3.0 * (k // 12)
+    ring = np.stack([length * np.cos(angle), length * np.sin(angle)], axis=1)
     moved = (sample[None, :, :] + ring[:, None, :]).reshape(-1, 2)
     hits = int(np.isfinite(tree.query(moved, distance_upper_bound=radius)[0]).sum())
     return min(max(analytic, (hits + 1) / (len(moved) + 1)), 1.0)

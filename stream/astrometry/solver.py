@@ -19,8 +19,8 @@ from astropy.wcs import WCS
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from stream.astrometry.fit import Fit, degree_allowed, fit_map
-from stream.astrometry.lists import Catalogue, Frame, Stars, catalogue_near, frame_of, usable_stars
+from stream.astrometry.fit import Fit, cell_counts, degree_allowed, fit_map
+from stream.astrometry.lists import Catalogue, Frame, Stars, catalogue_near, frame_of, spread_order, usable_stars
 from stream.astrometry.match import Candidate, chance_rate, log_chance, nearest_pairs, search_grid, vote
 from stream.astrometry.quality import astrometric_infobits
 from stream.astrometry.tpv import (
@@ -52,9 +52,18 @@ MAX_DISTORTION_PX = 12.0  # non-linear part at the corners; optics have 3
 # Matches of wrong skies stay above -3 (tests); true ones with a dozen stars lie below -15.
 LOG_CHANCE_LIMIT = -9.0
 MIN_PAIRS = 8
-MAX_RMS_PX = 1.5
+# Residuals of true pairs (px, per axis): some hundredths; more where stars are too few to fit the distortion.
+# A match that is right in the core of a cluster and nowhere else has more than half a pixel.
+MAX_RMS_PX = 0.4
+MAX_RMS_FEW_PX = 1.5
+FEW_PAIRS = 60
+# A cell of a 3 x 3 grid is asked whether it matches if it has so many stars; so large a share must.
+MIN_CELL_STARS = 8
+MIN_CELL_SHARE = 2 / 3
 MAX_FIT_STARS = 4000  # more do not make the fit better than its systematic floor
 MIN_FIT_SNR = 8.0
+# Hypotheses from lists longer than this product come too late to be of use to anybody (over a second).
+MAX_VOTES = 3_000_000
 # Chance pairs of a catalogue denser than this many stars in the circle would outnumber true ones.
 MAX_STARS_IN_CIRCLE = 0.3
 
@@ -70,6 +79,7 @@ class Match:
     fit: Fit
     log_chance: float
     n_catalog: int
+    rate: float  # chance that one star pairs by chance
 
 
 def solve(detections: Table, gaia: Table, guess: WCS, jd_mid: float, shape: tuple[int, int]) -> Astrometry:
@@ -136,7 +146,7 @@ def solve(detections: Table, gaia: Table, guess: WCS, jd_mid: float, shape: tupl
 def _hypotheses(stars: Stars, catalogue: Catalogue, frame: Frame, reach: float) -> Iterator[Match]:
     """Grown hypotheses, the most likely first; brightest stars first, then deeper lists."""
     grid = search_grid(frame.half_diagonal, REACH_ROTATION, REACH_SCALE)
-    for few, some in _levels(stars, catalogue):
+    for few, some in _levels(stars, catalogue, frame):
         candidates = vote(few.p, some.u, reach, grid)
         log_trials = math.log10(len(grid) * (2 * reach / 5.0) ** 2)
         for candidate in candidates:
@@ -145,26 +155,30 @@ def _hypotheses(stars: Stars, catalogue: Catalogue, frame: Frame, reach: float) 
                 yield match
 
 
-def _levels(stars: Stars, catalogue: Catalogue) -> Iterator[tuple[Stars, Catalogue]]:
+def _levels(stars: Stars, catalogue: Catalogue, frame: Frame) -> Iterator[tuple[Stars, Catalogue]]:
     """Pairs of lists of like depth to vote with.
 
     First the brightest of all (saturated ones included: their rank in brightness is right even where their
-    place is off by a pixel or two), then trusted ones at their own depth, then ever more.
+    place is off by a pixel or two), then trusted ones at their own depth, then the brightest of every part of
+    the image (no trail or cluster outvotes the rest), then ever more.
     """
     # 1.3: colours and saturation shuffle the order between the bands.
     per_star = 1.3 * catalogue.area_ratio
     trusted = np.flatnonzero(stars.good)
-    seen: set[tuple[int, int, int]] = set()
-    for index in (np.arange(min(150, len(stars))), trusted[:150], trusted[:500], np.arange(min(1500, len(stars)))):
+    evenly = spread_order(stars.p, frame.half)
+    for index, depth in (
+        (np.arange(len(stars))[:150], 150),
+        (trusted[:150], int(trusted[:150].max(initial=0)) + 1),
+        (evenly[:200], 200),
+        (trusted[:500], int(trusted[:500].max(initial=0)) + 1),
+        (evenly[:1500], 1500),
+    ):
         if len(index) < MIN_PAIRS:
             continue
-        rank = int(index[-1]) + 1
-        key = (len(index), rank, int(index[0]))
-        if key in seen:
-            continue
-        seen.add(key)
-        # A short list is no sample of a brightness limit: take the catalogue deeper.
-        yield stars[index], catalogue.brightest(math.ceil(per_star * (rank + 20)))
+        # 20 more: a short list is no sample of a brightness limit.
+        some = catalogue.brightest(math.ceil(per_star * (min(depth, len(stars)) + 20)))
+        if len(index) * len(some) <= MAX_VOTES:
+            yield stars[np.sort(index)], some
 
 
 def _grow(
@@ -187,7 +201,7 @@ def _grow(
     # Far below certainty, far above what most wrong offsets reach: spares the long way for those.
     if log_chance(len(stars), len(i), rate, 3, 0.0) > -3.0:
         return None
-    stars = _fit_stars(everything[0])
+    stars = _fit_stars(everything[0], frame)
     catalogue = everything[1]
     for share, degree, radius in ((4, 3, 4.0), (1, 4, 3.0), (1, 4, 2.5)):
         part = stars[: max(len(stars) // share, min(len(stars), 300))]
@@ -210,15 +224,18 @@ def _settle(stars: Stars, catalogue: Catalogue, fit: Fit, frame: Frame, log_tria
         fit = next_fit
     i, j, _, rate, n_inside = _pairs(stars, catalogue, _map(fit, stars, frame), frame, radius)
     chance = log_chance(len(stars), len(i), rate, len(fit.coefficients), log_trials)
-    return Match(stars, catalogue, i, j, fit, chance, n_inside)
+    return Match(stars, catalogue, i, j, fit, chance, n_inside, rate)
 
 
-def _fit_stars(stars: Stars) -> Stars:
-    """Stars worth fitting: trusted centroids, S/N above the limit; lowered where that leaves too few."""
-    for keep in (stars.good & (stars.snr >= MIN_FIT_SNR), stars.good & (stars.snr >= 5.0), stars.good):
-        if np.count_nonzero(keep) >= 60:
-            return stars[keep][:MAX_FIT_STARS]
-    return stars[stars.good] if np.count_nonzero(stars.good) >= 2 * MIN_PAIRS else stars
+def _fit_stars(stars: Stars, frame: Frame) -> Stars:
+    """Stars worth fitting, evenly spread ones first: trusted, S/N above the limit; lower where that leaves few."""
+    keep = stars.good & (stars.snr >= MIN_FIT_SNR)
+    if np.count_nonzero(keep) < 60:
+        keep = stars.good & (stars.snr >= 5.0)
+    if np.count_nonzero(keep) < 2 * MIN_PAIRS:
+        keep = stars.good | (np.count_nonzero(stars.good) < 2 * MIN_PAIRS)
+    stars = stars[keep]
+    return stars[spread_order(stars.p, frame.half)[:MAX_FIT_STARS]]
 
 
 def _map(fit: Fit, stars: Stars, frame: Frame) -> F64:
@@ -262,7 +279,9 @@ def convincing(match: Match, frame: Frame) -> bool:
     kept = match.fit.residuals[match.fit.used]
     if len(kept) < MIN_PAIRS or match.log_chance > LOG_CHANCE_LIMIT:
         return False
-    if math.sqrt(float(np.mean(kept**2))) > MAX_RMS_PX:
+    if math.sqrt(float(np.mean(kept**2))) > (MAX_RMS_PX if len(kept) >= FEW_PAIRS else MAX_RMS_FEW_PX):
+        return False
+    if not holds_everywhere(match, frame):
         return False
     linear = match.fit.coefficients[1:3].T / np.array(frame.half)
     scale = math.sqrt(abs(float(np.linalg.det(linear))))
@@ -278,6 +297,17 @@ def convincing(match: Match, frame: Frame) -> bool:
         and shear <= MAX_SHEAR
         and float(np.abs(bend).max()) <= MAX_DISTORTION_PX
     )
+
+
+def holds_everywhere(match: Match, frame: Frame) -> bool:
+    """Whether the stars pair all over the image, not only in one rich corner of it."""
+    x, y = match.stars.p[:, 0] / frame.half[0], match.stars.p[:, 1] / frame.half[1]
+    offered = cell_counts(x, y, 3)
+    paired = cell_counts(x[match.i], y[match.i], 3)
+    asked = offered >= MIN_CELL_STARS
+    expected = match.rate * offered
+    holds = paired > expected + 3.0 * np.sqrt(expected) + 1.0
+    return bool(np.count_nonzero(holds & asked) >= MIN_CELL_SHARE * np.count_nonzero(asked))
 
 
 def _finish(match: Match, frame: Frame, shape: tuple[int, int]) -> Astrometry:
