@@ -29,6 +29,23 @@ _MAX_STEP = 0.5  # px a step, keeps a faint fit from jumping to a neighbour
 MAX_SHIFT = 1.5  # px from the peak; a fit that wanders further is not of this peak
 # Less than this share of the PSF's weight on usable pixels: the flux would be the model's, not the data's.
 MIN_WEIGHT = 0.7
+# Nodes per px of the spline that is read between pixels. The PSF is asked for at whole pixels; a cubic spline through
+# those misses 0.3 % of the flux of an FWHM of 2.5 px, through twice as many from its Fourier series a tenth of that.
+_OVERSAMPLE = 2
+_NODES = _OVERSAMPLE * (STAMP - 1) + 1
+
+
+def _upsample(stamp: F32) -> F64:
+    """The stamp at half pixels from its Fourier series (exact where the PSF is sampled well enough), (49, 49)."""
+    n = STAMP + 7  # room, so that one edge does not meet the other
+    padded = np.zeros((n, n))
+    padded[:STAMP, :STAMP] = stamp
+    spectrum = np.fft.fftshift(np.fft.fft2(padded))
+    wide = np.zeros((_OVERSAMPLE * n, _OVERSAMPLE * n), complex)
+    start = (_OVERSAMPLE * n - n) // 2
+    wide[start : start + n, start : start + n] = spectrum
+    image: F64 = np.fft.ifft2(np.fft.ifftshift(wide)).real * _OVERSAMPLE**2
+    return image[:_NODES, :_NODES]
 
 
 class PsfGrid:
@@ -40,7 +57,7 @@ class PsfGrid:
         self._coefficients: list[F32] = []
 
     def select(self, x: F64, y: F64) -> F32:
-        """Spline coefficients (n, 25, 25) of the PSF nearest to each place."""
+        """Spline coefficients (n, 49, 49) of the PSF nearest to each place."""
         ny, nx = self._shape
         column = np.clip((x * PLACES / nx).astype(int), 0, PLACES - 1)
         row = np.clip((y * PLACES / ny).astype(int), 0, PLACES - 1)
@@ -50,7 +67,7 @@ class PsfGrid:
                 r, c = divmod(cell, PLACES)
                 stamp = self._psf.stamp((c + 0.5) * nx / PLACES - 0.5, (r + 0.5) * ny / PLACES - 0.5, STAMP)
                 self._cells[cell] = len(self._coefficients)
-                spline = ndimage.spline_filter(np.asarray(stamp, np.float64), order=3, mode="mirror")
+                spline = ndimage.spline_filter(_upsample(stamp), order=3, mode="mirror")
                 self._coefficients.append(spline.astype(np.float32))
         index = np.array([self._cells[cell] for cell in cells.tolist()], int)
         selected: F32 = np.stack(self._coefficients)[index]
@@ -58,24 +75,28 @@ class PsfGrid:
 
 
 def _taps(shift: F64, size: int) -> tuple[F32, F32]:
-    """Cubic B-spline weights (n, size, 25) that read a PSF moved by ``shift`` px, and their derivative."""
-    first = STAMP // 2 - size // 2 - shift
+    """Cubic B-spline weights (n, size, 49) that read a PSF moved by ``shift`` px, and their derivative."""
+    first = _NODES // 2 - (size // 2 + shift) * _OVERSAMPLE
     base = np.floor(first).astype(int)
     t = (first - base)[:, None]
     value = np.concatenate(
         [(1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 4 - 6 * (1 - t) ** 2 + 3 * (1 - t) ** 3, t**3], axis=1
     )
-    # With respect to the shift: t falls when the PSF moves on.
-    slope = -np.concatenate([-3 * (1 - t) ** 2, 9 * t**2 - 12 * t, 12 * (1 - t) - 9 * (1 - t) ** 2, 3 * t**2], axis=1)
+    # With respect to the shift in px: t falls when the PSF moves on.
+    slope = -_OVERSAMPLE * np.concatenate(
+        [-3 * (1 - t) ** 2, 9 * t**2 - 12 * t, 12 * (1 - t) - 9 * (1 - t) ** 2, 3 * t**2], axis=1
+    )
     n = len(shift)
-    # Four more nodes on either side catch what falls off the stamp, where the PSF is zero.
-    pad = 4
+    # More nodes on either side catch what falls off the stamp, where the PSF is zero.
+    pad = 8
     node = np.clip(
-        base[:, None, None] - 1 + pad + np.arange(size)[None, :, None] + np.arange(4), 0, STAMP + 2 * pad - 1
+        base[:, None, None] - 1 + pad + _OVERSAMPLE * np.arange(size)[None, :, None] + np.arange(4),
+        0,
+        _NODES + 2 * pad - 1,
     )
     out = []
     for taps in (value, slope):
-        weights = np.zeros((n, size, STAMP + 2 * pad), np.float32)
+        weights = np.zeros((n, size, _NODES + 2 * pad), np.float32)
         np.put_along_axis(weights, node, np.broadcast_to(taps[:, None, :] / 6.0, node.shape).astype(np.float32), axis=2)
         out.append(weights[:, :, pad:-pad])
     return out[0], out[1]
@@ -130,7 +151,7 @@ def fit_psf(data: F32, variance: F32, good: B1, coefficients: F32, dx0: F64, dy0
         Stamps with the local sky off, signed so that the source is positive, and their variance (DN^2).
     good : ndarray, (n, s, s), bool
         Pixels that take part.
-    coefficients : ndarray, (n, 25, 25)
+    coefficients : ndarray, (n, 49, 49)
         From ``PsfGrid.select``.
     dx0, dy0 : ndarray, (n,)
         Starting place, px from the stamp's middle pixel. A fit that ends more than ``MAX_SHIFT`` from it, or

@@ -138,22 +138,19 @@ def _straighten(scorr: F32, line: Line) -> tuple[float, float, float] | None:
 def fit_trail(difference: Difference, sign: int, start: Line) -> TrailFit | None:
     """Least-squares fit of a trail to the difference image; None where it cannot be fitted.
 
-    Four unknowns (middle, angle, length) with the flux solved linearly at each step; the width is the
-    difference PSF's.
+    Four unknowns (the ends) with the flux solved linearly at each step; the width is the difference PSF's.
     """
     sigma = difference.fwhm * _SIGMA_PER_FWHM
     x, y, data, noise = _strip(difference, sign, start, sigma)
     if len(data) < 30:
         return None
-    mx, my = 0.5 * (start.x1 + start.x2), 0.5 * (start.y1 + start.y2)
-    angle = math.atan2(start.y2 - start.y1, start.x2 - start.x1)
-
-    def line_of(p: F64) -> Line:
-        hx, hy = 0.5 * p[3] * math.cos(p[2]), 0.5 * p[3] * math.sin(p[2])
-        return Line(p[0] - hx, p[1] - hy, p[0] + hx, p[1] + hy)
+    ny, nx = difference.data.shape
+    # Beyond the image nothing holds an end: there it stays on the border.
+    low, high = np.full(4, -0.5), np.array([nx - 0.5, ny - 0.5, nx - 0.5, ny - 0.5])
+    p0 = np.clip([start.x1, start.y1, start.x2, start.y2], low + 0.1, high - 0.1)
 
     def solve(p: F64) -> tuple[float, F64]:
-        model = trail_profile(x, y, line_of(p), sigma) / noise
+        model = trail_profile(x, y, Line(*p), sigma) / noise
         flux = float(model @ data) / max(float(model @ model), 1e-300)
         return flux, model
 
@@ -161,24 +158,31 @@ def fit_trail(difference: Difference, sign: int, start: Line) -> TrailFit | None
         flux, model = solve(p)
         return data - flux * model
 
-    p0 = np.array([mx, my, angle, max(start.length, 2.0)])
-    scale = np.array([1.0, 1.0, 1.0 / max(start.length, 5.0), 1.0])
-    result = least_squares(residuals, p0, x_scale=scale, method="trf", max_nfev=25)
-    p = result.x
-    p[3] = abs(p[3])
-    flux, model = solve(p)
+    result = least_squares(residuals, p0, bounds=(low, high), method="trf", max_nfev=25)
+    flux, model = solve(result.x)
+    line = Line(*(float(v) for v in result.x))
     fluxerr = 1.0 / math.sqrt(max(float(model @ model), 1e-300))
     try:
         covariance = np.linalg.inv(result.jac.T @ result.jac)
     except np.linalg.LinAlgError:
         return None
-    across = np.array([-math.sin(p[2]), math.cos(p[2])])
-    errors = np.sqrt(np.maximum(np.diag(covariance), 0.0))
-    cross = math.sqrt(max(float(across @ covariance[:2, :2] @ across), 0.0))
+    along = np.array([line.x2 - line.x1, line.y2 - line.y1]) / max(line.length, 1e-9)
+    across = np.array([-along[1], along[0]])
     chi2 = 2 * float(result.cost) / max(len(data) - 5, 1)
     return TrailFit(
-        line_of(p), flux, fluxerr, float(errors[3]), math.degrees(float(errors[2])), cross, chi2
-    )  # fmt: skip
+        line,
+        flux,
+        fluxerr,
+        _error(covariance, np.concatenate([-along, along])),
+        math.degrees(_error(covariance, np.concatenate([-across, across])) / max(line.length, 1e-9)),
+        _error(covariance, 0.5 * np.concatenate([across, across])),
+        chi2,
+    )
+
+
+def _error(covariance: F64, direction: F64) -> float:
+    """Standard deviation of a linear combination."""
+    return math.sqrt(max(float(direction @ covariance @ direction), 0.0))
 
 
 def _strip(difference: Difference, sign: int, line: Line, sigma: float) -> tuple[F64, F64, F64, F64]:
