@@ -2,5 +2,7 @@
 
 from stream.monitor.counts import Monitor, NightCounts
 from stream.monitor.latency import percentiles
+from stream.monitor.plots import plot_night
+from stream.monitor.recovery import Injected, recovery
 
-__all__ = ["Monitor", "NightCounts", "percentiles"]
+__all__ = ["Injected", "Monitor", "NightCounts", "percentiles", "plot_night", "recovery"]
