@@ -40,6 +40,13 @@ PRIOR_VARIATION = 0.15
 # outweighing all others.
 # It starts high, while the model is still round and the same everywhere.
 MODEL_ERRORS = (0.1, 0.03, 0.01)
+BLOCK = 8  # stars whose equations fit into the processor's cache together
+# Pixels of a star's window that enter: those within 12.5 px, the reach of the products' stamp.
+_OFFSET = np.arange(STAMP * STAMP)
+_DX, _DY = _OFFSET % STAMP - STAMP // 2, _OFFSET // STAMP - STAMP // 2
+DISC = np.flatnonzero(np.hypot(_DX, _DY) < 12.5)
+DISC_X, DISC_Y = _DX[DISC], _DY[DISC]
+FIRST_STARS = 60  # enough for the first, constant solution
 CLIP = 5.0  # residuals beyond this many sigma are cut there
 # A star whose residuals exceed the typical ones by this many robust sigma is a blend or a galaxy.
 REJECT = 4.0
@@ -93,7 +100,11 @@ def build_psf(
         x, y, flux = x[good], y[good], flux[good]
         _require(len(sample), len(detections))
         degree = 0 if turn == 0 else sum(len(sample) >= n for n in DEGREE_STARS)
-        model = _solve(model, profile, sample, variance[chosen], (x, y, flux), (gain, model_error), degree)
+        used = np.arange(min(len(sample), FIRST_STARS if turn == 0 else len(sample)))
+        model = _solve(
+            model, profile, sample[used], variance[chosen[used]], (x[used], y[used], flux[used]),
+            (gain, model_error), degree,
+        )  # fmt: skip
     ny, nx = shape
     gx, gy = np.meshgrid((np.arange(3) + 0.5) * nx / 3, (np.arange(3) + 0.5) * ny / 3)
     fwhm = float(np.median(model.widths(gx.ravel(), gy.ravel())))
@@ -214,9 +225,10 @@ def _basis(profile: _Profile) -> _Basis:
     spread = np.concatenate([-knots[:0:-1], knots, knots[-1] + (RADIUS + 2 - knots[-1]) * np.arange(1, 5) / 3])
     spread = np.concatenate([spread[0] - np.arange(4, 0, -1) * profile.fwhm, spread])
     r = np.arange(0, (RADIUS + 2) * np.sqrt(2) + TABLE_STEP, TABLE_STEP)
-    columns, radial, order, sine, scale = [], [], [], [], []
+    columns, labels = [], []
     for m, reach in ANGULAR_REACH.items():
         taper = (r**2 / (r**2 + (0.5 * profile.fwhm) ** 2)) ** (m // 2)
+        first = len(columns)
         for k in range(len(spread) - 4):
             middle = spread[k + 2]
             if middle < -1e-9 or (m % 2 and middle < 1e-9) or middle > knots[min(reach, n) - 1] + 1e-9:
@@ -224,18 +236,15 @@ def _basis(profile: _Profile) -> _Basis:
             spline = BSpline.basis_element(spread[k : k + 5], extrapolate=False)
             sign = -1.0 if m % 2 else 1.0
             value = (np.nan_to_num(spline(r)) + sign * np.nan_to_num(spline(-r))) * taper
-            peak = max(float(value.max()), 1e-6)
-            for is_sine in (False, True)[: 1 if m == 0 else 2]:
-                radial.append(len(columns))
-                order.append(m)
-                sine.append(is_sine)
-                scale.append(float(profile(r[int(np.argmax(value))])))
-            columns.append(value / peak)
+            columns.append(value / max(float(value.max()), 1e-6))
+        profiles = range(first, len(columns))
+        labels += [(k, m, False) for k in profiles] + [(k, m, True) for k in profiles if m]
+    radial, order, sine = (np.array(label) for label in zip(*labels, strict=True))
+    peaks = r[np.argmax(np.stack(columns), axis=1)]
+    scale = profile(peaks)[radial]
     table = np.stack(columns, axis=1)
-    gauge = _gauge(profile, r, table, np.array(radial), np.array(order), np.array(sine))
-    return _Basis(
-        table.astype(np.float32), np.array(radial), np.array(order), np.array(sine), np.array(scale), gauge
-    )
+    gauge = _gauge(profile, r, table, radial, order, sine)
+    return _Basis(table.astype(np.float32), radial, order, sine, scale, gauge)
 
 
 def _gauge(
@@ -265,15 +274,13 @@ def _gauge(
 def _evaluate(basis: _Basis, r: NDArray[np.floating], phi: NDArray[np.floating]) -> F32:
     """All functions at polar places (n,), (n, n_functions), float32."""
     rows = np.minimum(np.rint(r / TABLE_STEP).astype(np.intp), len(basis.table) - 1)
-    radial = basis.table[rows]
-    out = np.empty((len(rows), len(basis.radial)), np.float32)
+    out: F32 = np.take(basis.table[:, basis.radial], rows, axis=0)
     phi = phi.astype(np.float32)
-    for m in np.unique(basis.order):
+    for m in range(1, int(basis.order.max()) + 1):
         for is_sine in (False, True):
-            columns = np.flatnonzero((basis.order == m) & (basis.sine == is_sine))
-            if len(columns):
-                angle = (np.sin if is_sine else np.cos)(m * phi)[:, None] if m else np.float32(1)
-                out[:, columns] = radial[:, basis.radial[columns]] * angle
+            columns = np.flatnonzero((basis.order == m) & (basis.sine == is_sine))  # neighbours in the table
+            angle = (np.sin if is_sine else np.cos)(m * phi)
+            out[:, columns[0] : columns[-1] + 1] *= angle[:, None]
     return out
 
 
@@ -288,35 +295,51 @@ def _solve(
 ) -> PsfModel:
     """One linear solution for all coefficients, flux and place of each star eliminated."""
     x, y, flux = fit
-    gain, model_error = noise_figures
-    n = len(x)
     basis = _basis(profile)
-    terms = polynomial_terms(x, y, model.shape, degree)
+    n_functions = len(basis.order)
+    gram = np.empty((len(x), n_functions, n_functions), np.float32)
+    rhs = np.empty((len(x), n_functions), np.float32)
+    for start in range(0, len(x), BLOCK):
+        part = np.arange(start, min(start + BLOCK, len(x)))
+        gram[part], rhs[part] = _star_equations(
+            model, (profile, basis), stamps[part], variance[part], (x[part], y[part], flux[part]), noise_figures
+        )
+    coefficients = _normal_solution(basis, gram, rhs, polynomial_terms(x, y, model.shape, degree))
+    return _sample(profile, basis, coefficients, model.oversample, model.shape, degree, len(x))
+
+
+def _star_equations(
+    model: PsfModel,
+    shape_of: tuple[_Profile, _Basis],
+    stamps: StarStamps,
+    variance: F32,
+    fit: tuple[F64, F64, F64],
+    noise_figures: tuple[float, float],
+) -> tuple[F32, F32]:
+    """Each star's normal matrix and right side for the corrections, its own flux and place projected out."""
+    (profile, basis), (x, y, flux), (gain, model_error) = shape_of, fit, noise_figures
+    n = len(x)
+    fx, fy = x - stamps.ix, y - stamps.iy
     grids = model.grids(x, y)
-    p, px, py = read_gradients(grids, x - stamps.ix, y - stamps.iy, STAMP, model.oversample)
-    offset = np.arange(STAMP) - STAMP // 2
-    dx = offset[None, None, :] - (x - stamps.ix)[:, None, None] + 0 * offset[None, :, None]
-    dy = offset[None, :, None] - (y - stamps.iy)[:, None, None] + 0 * offset[None, None, :]
+    p, px, py = (a.reshape(n, -1)[:, DISC] for a in read_gradients(grids, fx, fy, STAMP, model.oversample))
+    values, usable, sky_noise = (a.reshape(n, -1)[:, DISC] for a in (stamps.values, stamps.usable, variance))
+    dx, dy = (DISC_X - fx[:, None]).astype(np.float32), (DISC_Y - fy[:, None]).astype(np.float32)
     r = np.hypot(dx, dy)
-    functions = _evaluate(basis, r.ravel(), np.arctan2(dy, dx).ravel()).reshape(n, STAMP * STAMP, -1)
-    scale = flux[:, None, None]
-    noise = (variance + np.maximum(scale * p, 0) / gain) / scale**2 + (model_error * p) ** 2
-    weight = (stamps.usable & (r < RADIUS - 0.5)) / noise
-    # Residuals against the round first profile, beyond-noise ones against the last model cut.
-    last = stamps.values / scale - p
+    functions = _evaluate(basis, r.ravel(), np.arctan2(dy, dx).ravel()).reshape(n, DISC.size, -1)
+    scale = flux.astype(np.float32)[:, None]
+    noise = (sky_noise + np.maximum(scale * p, 0) / np.float32(gain)) / scale**2 + (np.float32(model_error) * p) ** 2
+    # Residuals against the round first profile; what goes far beyond the noise is cut at the last model.
     bound = CLIP * np.sqrt(noise)
-    target = p + np.clip(last, -bound, bound) - profile(r)
-    root = np.sqrt(weight).reshape(n, -1, 1).astype(np.float32)
+    target = p + np.clip(values / scale - p, -bound, bound) - profile(r)
+    root = np.sqrt(usable / noise)[..., None].astype(np.float32)
     functions *= root
-    nuisance = np.stack([p, px, py], axis=-1).reshape(n, -1, 3) * root
-    right = target.reshape(n, -1, 1).astype(np.float32) * root
+    nuisance = np.stack([p, px, py], axis=-1) * root
+    right = target[..., None].astype(np.float32) * root
     q, _ = np.linalg.qr(nuisance)
     functions -= q @ (q.transpose(0, 2, 1) @ functions)
+    transposed = functions.transpose(0, 2, 1)
     right -= q @ (q.transpose(0, 2, 1) @ right)
-    gram = functions.transpose(0, 2, 1) @ functions
-    rhs = (functions.transpose(0, 2, 1) @ right)[..., 0]
-    coefficients = _normal_solution(basis, gram, rhs, terms)
-    return _sample(profile, basis, coefficients, model.oversample, model.shape, degree, n)
+    return transposed @ functions, (transposed @ right)[..., 0]
 
 
 def _normal_solution(basis: _Basis, gram: F32, rhs: F32, terms: F64) -> F64:
