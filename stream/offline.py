@@ -404,3 +404,10 @@ def build_references_from_store(
         built.append(one)
         progress(done, len(units), "references")
     return built
+
+
+def process_one_quadrant(unit: tuple[Path, int, Camera]) -> QuadrantReport:
+    """One quadrant (by its place in the packet) of one packet, to its products; for measurements."""
+    path, place, camera = unit
+    packet = read_packet(path, camera)
+    return _own().run(packet.quadrants[place].payload).report
