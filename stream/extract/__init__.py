@@ -10,7 +10,7 @@ from stream.extract.detect import Peaks, detect_peaks
 from stream.extract.fields import CANDIDATE_FIELDS, EXTRA_FIELDS
 from stream.extract.measure import Measurements, measure
 from stream.extract.stamps import STAMP_SIZE, cut_stamps
-from stream.extract.streaks import StreakSettings, find_streaks
+from stream.extract.streaks import SeedRule, StreakSettings, find_streaks
 from stream.extract.table import MAX_ROWS, STREAK_VERSION, assign_tblids
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Extraction",
     "Measurements",
     "Peaks",
+    "SeedRule",
     "StreakSettings",
     "assign_tblids",
     "cut_stamps",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,20 +19,29 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 
+class SeedRule(NamedTuple):
+    """Clumps that may be part of a trail; at an FWHM of 2.5 px the noise of a quadrant has none to some tens."""
+
+    threshold: float  # |S_corr| of the pixels that are joined
+    min_pixels: int
+    min_peak: float
+    min_elongation: float
+
+
 @dataclass(frozen=True, slots=True)
 class StreakSettings:
     """What counts as a streak.
 
-    ``pixel_threshold`` joins pixels of S_corr into clumps; noise leaves clumps of a few pixels there, a trail
-    of total S/N 10 over 20 px has about 4 in each PSF width. ``min_snr`` is of the whole trail's flux: places,
+    ``seeds`` say which clumps of S_corr pixels start a line: short trails are one bright clump, long faint
+    ones fall into pieces at 3 sigma but not at 2.5. ``min_trace`` is the least significance along the line
+    that is worth a fit (``trail.trace``). ``min_snr`` is of the whole trail's flux: places,
     angles and lengths make some 10^9 trials a quadrant, so that noise reaches 6.3; 8 leaves room for noise
     that is not quite Gaussian.
     """
 
-    pixel_threshold: float = 3.0
-    min_peak: float = 4.0
-    min_pixels: int = 14  # at 3 sigma and an FWHM of 2.5 px a clump this large of noise comes once in many nights
-    min_elongation: float = 1.6
+    seeds: tuple[SeedRule, ...] = (SeedRule(3.0, 14, 4.0, 1.6), SeedRule(2.5, 12, 3.3, 2.0))
+    max_seeds: int = 400  # of each rule, the brightest: a badly subtracted quadrant must not cost minutes
+    min_trace: float = 10.0
     min_length: float = 5.0  # px
     max_length: float = 300.0  # px: longer ones are satellites and have a mask bit of their own
     min_snr: float = 8.0
@@ -116,27 +126,56 @@ def find_clumps(scorr: F32, threshold: float, sign: int) -> Clumps:
 
 
 def _find(difference: Difference, sign: int, settings: StreakSettings) -> list[TrailFit]:
-    clumps = find_clumps(difference.scorr, settings.pixel_threshold, sign)
-    seeds = np.flatnonzero(
-        (clumps.n >= settings.min_pixels)
-        & (clumps.elongation >= settings.min_elongation)
-        & (clumps.peak >= settings.min_peak)
-    )
     found: list[TrailFit] = []
     score = difference.scorr if sign > 0 else -difference.scorr
-    for i in seeds.tolist():
+    for x, y, angle in _seeds(difference.scorr, sign, settings):
         if len(found) >= settings.max_streaks:
             break
-        x, y = float(clumps.x[i]), float(clumps.y[i])
         if any(fit.line.distance(x, y) < 2 * difference.fwhm for fit in found):
             continue
-        traced = trace(score, x, y, float(clumps.angle[i]), int(settings.max_length) + 20)
-        if traced is None:
-            continue
-        fit = fit_trail(difference, sign, traced[0])
+        fit = _follow(difference, score, sign, (x, y, angle), settings)
         if fit is not None and _is_streak(fit, settings) and not _known(fit.line, found, difference.fwhm):
             found.append(fit)
     return sorted(found, key=lambda fit: (-fit.snr, fit.line.y1, fit.line.x1))
+
+
+def _seeds(scorr: F32, sign: int, settings: StreakSettings) -> list[tuple[float, float, float]]:
+    """Places and directions to start lines from, brightest first within each rule."""
+    seeds: list[tuple[float, float, float]] = []
+    for rule in settings.seeds:
+        clumps = find_clumps(scorr, rule.threshold, sign)
+        good = (
+            (clumps.n >= rule.min_pixels) & (clumps.elongation >= rule.min_elongation) & (clumps.peak >= rule.min_peak)
+        )
+        best = np.flatnonzero(good)[: settings.max_seeds]
+        seeds += zip(clumps.x[best].tolist(), clumps.y[best].tolist(), clumps.angle[best].tolist(), strict=True)
+    return seeds
+
+
+def _follow(
+    difference: Difference, score: F32, sign: int, seed: tuple[float, float, float], settings: StreakSettings
+) -> TrailFit | None:
+    """Trace and fit from a seed; once more along the fitted line if that carries further."""
+    fit: TrailFit | None = None
+    reach = int(settings.max_length) + 20
+    for _ in range(3):
+        traced = trace(score, *seed, reach)
+        if traced is None or traced[1] < settings.min_trace:
+            return fit
+        line = traced[0]
+        if fit is not None and line.length < 1.15 * fit.line.length:
+            return fit
+        better = fit_trail(difference, sign, line)
+        if better is None or (fit is not None and better.snr <= fit.snr):
+            return fit
+        fit = better
+        line = fit.line
+        seed = (
+            0.5 * (line.x1 + line.x2),
+            0.5 * (line.y1 + line.y2),
+            math.atan2(line.y2 - line.y1, line.x2 - line.x1),
+        )
+    return fit
 
 
 def _is_streak(fit: TrailFit, settings: StreakSettings) -> bool:
