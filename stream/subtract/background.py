@@ -21,7 +21,7 @@ def mesh_level(image: F32, ignore: NDArray[np.bool_], cell: int = 256, min_pixel
     cell : int
         Side of the cells, px. 256 is far wider than any source and follows the residual moonlight gradients.
     min_pixels : int
-        A cell with fewer usable sampled pixels (one in nine is looked at) takes the median of the others.
+        A cell with fewer usable sampled pixels (one in nine is looked at) lies on the plane through the others.
 
     Returns
     -------
@@ -42,11 +42,24 @@ def mesh_level(image: F32, ignore: NDArray[np.bool_], cell: int = 256, min_pixel
                 level[j, i] = _clipped_median(values)
     if not np.isfinite(level).any():
         return np.zeros(image.shape, np.float32)
-    level = np.where(np.isfinite(level), level, np.nanmedian(level))
+    level = _fill(level)
     fine_y = _interpolation((edges_y[1:] + edges_y[:-1]) / 2 - 0.5, ny)
     fine_x = _interpolation((edges_x[1:] + edges_x[:-1]) / 2 - 0.5, nx)
     out: F32 = (fine_y @ level).astype(np.float32) @ fine_x.T.astype(np.float32)
     return out
+
+
+def _fill(level: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cells without a value from the plane (of few cells: the median) of those that have one."""
+    known = np.isfinite(level)
+    if known.all():
+        return level
+    if known.sum() < 6:
+        return np.where(known, level, np.median(level[known]))
+    j, i = np.indices(level.shape)
+    terms = np.stack([np.ones(level.shape), i, j], axis=-1)
+    plane = terms @ np.linalg.lstsq(terms[known], level[known], rcond=None)[0]
+    return np.where(known, level, plane)
 
 
 def _clipped_median(values: F32) -> float:
@@ -57,11 +70,15 @@ def _clipped_median(values: F32) -> float:
 
 
 def _interpolation(knots: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    """(n, n_knots) matrix of a quadratic or lower interpolating spline, constant beyond the outermost knots."""
+    """(n, n_knots) matrix of a cubic or linear interpolating spline, straight beyond the outermost knots."""
     if len(knots) == 1:
         return np.ones((n, 1))
     spline = make_interp_spline(knots, np.eye(len(knots)), k=1 if len(knots) < 4 else 3)
-    matrix: NDArray[np.float64] = spline(np.clip(np.arange(n), knots[0], knots[-1]))
+    place = np.arange(n)
+    inside = np.clip(place, knots[0], knots[-1])
+    beyond = place - inside
+    slope = spline.derivative()
+    matrix: NDArray[np.float64] = spline(inside) + beyond[:, None] * slope(inside)
     return matrix
 
 

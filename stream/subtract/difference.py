@@ -206,13 +206,13 @@ class _Tiles:
         new, template = _pad(ready.new, self.pad), _pad(ready.reference, self.pad)
         new_variance, template_variance = _pad(ready.new_variance, self.pad), _pad(ready.reference_variance, self.pad)
         psfs = np.empty((len(grid_x), WORK, WORK), np.float32)
+        done = np.zeros(len(grid_x), bool)
         # ``build_reference`` interpolated its inputs once, at all phases; a reference made otherwise says so.
         built = _transfer(self.n, None, None) if reference.qa.get("interpolated", True) else np.float32(1)
         for k in range(len(grid_x)):
             j, i = divmod(k, len(self.xs))
             y0, x0 = self.ys[j], self.xs[i]
             y1, x1 = ends_y[j], ends_x[i]
-            psfs[k] = new_psfs[k]
             seam = self.config.seam
             if ready.unusable[max(y0 - seam, 0) : y1 + seam, max(x0 - seam, 0) : x1 + seam].all():
                 continue
@@ -234,8 +234,11 @@ class _Tiles:
                 registration=match.rms,
             )
             result = subtract_tile(tile, self.plan)
-            psfs[k] = result.psf
+            psfs[k], done[k] = result.psf, True
             self._add(result, (y0, y1, x0, x1), (oy - self.pad, ox - self.pad))
+        for k in np.flatnonzero(~done):  # a tile without data has the PSF of the nearest one with
+            distance = np.hypot(grid_x - grid_x[k], grid_y - grid_y[k])
+            psfs[k] = psfs[int(np.argmin(np.where(done, distance, np.inf)))]
         grid = psfs.reshape(len(yc), len(xc), WORK, WORK)
         return _psf_grid(xc, yc, grid)
 

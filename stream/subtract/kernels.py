@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from stream.core.psf import STAMP, PsfModel
 from stream.core.records import F32
-from stream.core.resample import TAPS, lanczos_weights
+from stream.core.resample import BEFORE, TAPS, lanczos_weights
 
 WORK = 35  # px; side of the PSF images that enter the Fourier sums: wings beyond the 25 px core included
 _PLACES = ((-0.31, -0.17), (0.19, -0.37), (-0.11, 0.29), (0.41, 0.23))  # of a tile, where its PSFs are sampled
@@ -21,7 +21,7 @@ class TilePsf:
     """The difference image's PSF on a grid of places, read in between by bilinear interpolation.
 
     ``xs`` (n_x,) and ``ys`` (n_y,) are the places (px, first is 0), ``grid`` (n_y, n_x, 35, 35) the PSFs, each with
-    its 25 x 25 core summing to 1. Outside the grid the nearest border holds.
+    its 25 x 25 core summing to 1. Outside the grid the outermost cell is continued by up to half its width.
     """
 
     xs: NDArray[np.float64]
@@ -47,7 +47,7 @@ class TilePsf:
 def _cell(nodes: NDArray[np.float64], place: float) -> tuple[int, float]:
     """Cell of a one-dimensional grid and the fraction inside it; a grid has at least two nodes."""
     i = int(np.clip(np.searchsorted(nodes, place) - 1, 0, len(nodes) - 2))
-    return i, float(np.clip((place - nodes[i]) / (nodes[i + 1] - nodes[i]), 0.0, 1.0))
+    return i, float(np.clip((place - nodes[i]) / (nodes[i + 1] - nodes[i]), -0.5, 1.5))
 
 
 def tile_places(xc: NDArray[np.float64], yc: NDArray[np.float64], side: float) -> tuple[NDArray[np.float64], ...]:
@@ -76,7 +76,7 @@ def resampled_psfs(psf: PsfModel, places_x: NDArray[np.float64], places_y: NDArr
     ny, nx = psf.shape
     x = np.clip(places_x, 0, nx - 1).ravel()
     y = np.clip(places_y, 0, ny - 1).ravel()
-    wide = WORK + TAPS
+    wide = WORK + TAPS + 2  # both odd
     wide += 1 - wide % 2
     stars = psf.stamps(x, y, wide)
     wx, wy = _shift_matrices(x - np.rint(x), wide), _shift_matrices(y - np.rint(y), wide)
@@ -88,9 +88,9 @@ def resampled_psfs(psf: PsfModel, places_x: NDArray[np.float64], places_y: NDArr
 def _shift_matrices(fraction: NDArray[np.float64], wide: int) -> F32:
     """(n, 35, wide): Lanczos weights that bring a star at ``fraction`` past the middle pixel onto it."""
     low = np.floor(fraction)
-    weights = lanczos_weights(fraction - low)  # (n, 6)
+    weights = lanczos_weights(fraction - low)  # (n, taps)
     out = np.zeros((len(fraction), WORK, wide), np.float32)
-    first = (wide // 2 - WORK // 2 - 2 + low).astype(int)
+    first = (wide // 2 - WORK // 2 - BEFORE + low).astype(int)
     n, pixel = np.arange(len(fraction))[:, None, None], np.arange(WORK)[None, :, None]
     tap = np.arange(TAPS)[None, None, :]
     out[n, pixel, first[:, None, None] + pixel + tap] = weights[:, None, :]

@@ -1,0 +1,210 @@
+"""A reference image from science images of one field, filter and readout channel.
+
+The steps: a common grid; each input without its sky, scaled to the common zero point and interpolated once; outliers
+out and a weighted mean; then what a reference needs to be subtracted with: its own PSF, catalogue and
+saturation limit, measured on the result like on any image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from astropy.wcs import WCS
+from numpy.typing import NDArray
+
+from stream import __version__
+from stream.core.errors import ReferenceBuildError
+from stream.core.flags import Mask
+from stream.core.records import F32, Reference, ScienceImage
+from stream.core.resample import pixel_map, resample, resample_nearest
+from stream.reference.combine import CombineConfig, Combined, InputNoise, combine
+from stream.reference.grid import PAD, reference_grid
+from stream.reference.measure import Coadd, measure_reference, quality
+
+# Defects that come and go or carry no flux: left out of the mean. Halos, ghosts, cross-talk and uneven response stand
+# at the same place in every exposure; leaving them out would make holes, and what differs is clipped anyway.
+EXCLUDED_BITS = int(Mask.TRACK | Mask.NOISY | Mask.SPIKE | Mask.DEAD | Mask.NAN | Mask.COSMIC_RAY)
+# Common zero points by filter (ztf-facts §4, unconfirmed as the survey's; any would do, the record says which).
+ZERO_POINTS = {1: 26.325, 2: 26.275, 3: 25.660}
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceConfig:
+    """How references are made."""
+
+    pad: int = PAD
+    zero_points: dict[int, float] = field(default_factory=lambda: dict(ZERO_POINTS))
+    combine: CombineConfig = field(default_factory=CombineConfig)
+    software: str = f"ztf-stream {__version__}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """One science image's place in the mean."""
+
+    name: str
+    scale: float  # its DN times this is reference DN
+    sky: float  # DN
+    sigma: float  # DN, noise per pixel
+    gain: float
+    readnoise: float
+    saturate: float
+    fwhm: float
+    jd: float
+
+
+def build_reference(images: Sequence[ScienceImage], config: ReferenceConfig | None = None) -> Reference:
+    """Combine science images into a reference.
+
+    Parameters
+    ----------
+    images : sequence of ScienceImage
+        One field, filter and readout channel; one image is enough. Used as given: choosing is ``select_epochs``'s. The
+        sequence may load lazily: each image is asked for twice, one at a time, and only its interpolated pixels
+        (4 bytes each) are kept. The order does not matter.
+    config : ReferenceConfig, optional
+
+    Returns
+    -------
+    Reference
+        On a TAN grid 64 px larger a side than the input, turned like it. ``unc`` is the white-equivalent noise per
+        pixel (see ``combine``). Pixels that any input saturated hold at least ``saturate``.
+
+    Raises
+    ------
+    ReferenceBuildError
+        No image, mixed fields, filters or channels, no zero point, or no star to measure a PSF from.
+    """
+    config = config or ReferenceConfig()
+    if len(images) == 0:
+        raise ReferenceBuildError("a reference needs at least one image")
+    first = images[0].quadrant
+    zeropoint = config.zero_points.get(first.exposure.fid, 26.0)
+    inputs, wcs_list = _survey(images, first.rfid, zeropoint)
+    order = sorted(range(len(inputs)), key=lambda i: inputs[i].name)
+    inputs = [inputs[i] for i in order]
+    wcs, shape = reference_grid([wcs_list[i] for i in order], images[order[0]].data.shape, config.pad)
+    stack, saturated = _resample_all(images, order, inputs, wcs, shape)
+    noise = InputNoise(
+        sky=np.array([one.scale * one.sigma for one in inputs]),
+        photon=np.array([one.scale / one.gain for one in inputs]),
+    )
+    mean = combine(stack, noise, config.combine)
+    if not (mean.coverage > 0).any():
+        raise ReferenceBuildError("no pixel of the inputs lies on the reference's grid", n_inputs=len(inputs))
+    coadd = _coadd(mean, saturated, inputs, noise, wcs)
+    psfs = [images[i].psf for i in order]
+    measured = measure_reference(coadd, psfs)
+    unc = mean.unc
+    qa = quality(coadd, measured, unc, mean.coverage, [one.fwhm for one in inputs])
+    qa |= {"rejected": mean.rejected, "software": config.software}
+    return Reference(
+        rfid=first.rfid,
+        field=first.exposure.field,
+        fid=first.exposure.fid,
+        rcid=first.rcid,
+        data=measured.data,
+        unc=unc,
+        coverage=mean.coverage,
+        wcs=wcs,
+        psf=measured.psf,
+        magzp=zeropoint,
+        sources=measured.sources,
+        jd_start=min(one.jd for one in inputs),
+        jd_end=max(one.jd for one in inputs),
+        n_frames=len(inputs),
+        saturate=coadd.saturate,
+        version=_version([one.name for one in inputs], config.software),
+        inputs=tuple(one.name for one in inputs),
+        qa=qa,
+    )
+
+
+def _survey(images: Sequence[ScienceImage], rfid: int, zeropoint: float) -> tuple[list[_Input], list[WCS]]:
+    """Scalars of every input, checked."""
+    inputs, wcs_list = [], []
+    for image in images:
+        quadrant = image.quadrant
+        if quadrant.rfid != rfid:
+            raise ReferenceBuildError(
+                f"{quadrant.name} is of another field, filter or readout channel than the first image",
+                rfid=rfid,
+                other=quadrant.rfid,
+            )
+        if not np.isfinite(image.zeropoint.magzp):
+            raise ReferenceBuildError(f"{quadrant.name} has no zero point", rfid=rfid)
+        if not image.background.sigma > 0:
+            raise ReferenceBuildError(f"{quadrant.name} has no noise figure", rfid=rfid)
+        inputs.append(
+            _Input(
+                quadrant.name,
+                float(10 ** (0.4 * (zeropoint - image.zeropoint.magzp))),
+                image.background.median,
+                image.background.sigma,
+                image.gain,
+                image.readnoise,
+                image.saturate,
+                image.psf.fwhm,
+                quadrant.exposure.jd,
+            )
+        )
+        wcs_list.append(image.astrometry.wcs)
+    return inputs, wcs_list
+
+
+def _resample_all(
+    images: Sequence[ScienceImage], order: list[int], inputs: list[_Input], wcs: WCS, shape: tuple[int, int]
+) -> tuple[F32, NDArray[np.bool_]]:
+    """The inputs on the reference's grid in reference DN, (n, ny, nx), and where any of them was saturated."""
+    stack = np.empty((len(order), *shape), np.float32)
+    saturated = np.zeros(shape, bool)
+    for k, i in enumerate(order):
+        image = images[i]
+        map_y, map_x = pixel_map(wcs, shape, image.astrometry.wcs)
+        excluded = (image.mask & np.uint16(EXCLUDED_BITS)) != 0
+        stack[k] = resample(image.data - image.background.level, map_y, map_x, invalid=excluded)
+        stack[k] *= np.float32(inputs[k].scale)
+        full = (image.mask & np.uint16(Mask.SATURATED)) != 0
+        if full.any():
+            # One pixel wider: an interpolated pixel beside a saturated one has taken from it.
+            wide = full.copy()
+            wide[1:] |= full[:-1]
+            wide[:-1] |= full[1:]
+            wide[:, 1:] |= full[:, :-1]
+            wide[:, :-1] |= full[:, 1:]
+            saturated |= np.asarray(resample_nearest(wide, map_y, map_x, 0), bool)
+    return stack, saturated
+
+
+def _coadd(mean: Combined, saturated: NDArray[np.bool_], inputs: list[_Input], noise: InputNoise, wcs: WCS) -> Coadd:
+    """The mean as an image that photometry understands: with gain, read noise, a sky and a saturation limit."""
+    w = noise.weights / noise.weights.sum()
+    photon = float(np.sum(w**2 * noise.photon))  # variance per DN of signal: 1 / gain
+    read = np.array([one.scale * one.readnoise / one.gain for one in inputs])
+    read_variance = float(np.sum(w**2 * read**2))
+    sky_variance = float(np.sum(w**2 * noise.sky**2))
+    limits = [one.scale * (one.saturate - one.sky) for one in inputs if np.isfinite(one.saturate)]
+    saturate = min(limits) if limits else float("nan")
+    data = mean.data
+    if np.isfinite(saturate):
+        full = saturated & np.isfinite(data)
+        data = data.copy()
+        data[full] = np.maximum(data[full], np.float32(saturate))
+    return Coadd(
+        data=data,
+        saturated=saturated,
+        gain=1.0 / photon,
+        readnoise=float(np.sqrt(read_variance)) / photon,
+        # A sky whose photons and the read noise together give the mean's noise.
+        pedestal=max(sky_variance - read_variance, 0.0) / photon,
+        saturate=saturate,
+        wcs=wcs,
+    )
+
+
+def _version(names: list[str], software: str) -> str:
+    """Short hash of what went in: sorted input names and the software."""
+    return hashlib.sha256("\n".join([*sorted(names), software]).encode()).hexdigest()[:12]
