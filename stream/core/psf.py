@@ -54,19 +54,20 @@ def _spline_weights(
     rows = [spline_taps(first - base)]
     if gradient:  # moving the star by one px moves the first pixel back by ``oversample`` nodes
         rows.append(-oversample * spline_taps(first - base, derivative=True))
-    node = base[:, None, None] - 1 + oversample * np.arange(size)[None, :, None] + np.arange(4)[None, None, :]
     weights = np.zeros((len(shift), len(rows) * size, n), np.float32)
+    if not len(shift):
+        return weights
     flat = weights.reshape(-1)
-    start = np.arange(len(shift))[:, None, None] * (len(rows) * size * n) + np.arange(size)[None, :, None] * n
-    inside = (node >= 0) & (node < n)
-    every = bool(inside.all())
-    for k, taps in enumerate(rows):
-        index = start + k * size * n + node
-        values = np.broadcast_to(taps[:, None, :], node.shape)
-        if every:
-            flat[index] = values
-        else:
-            flat[index[inside]] = values[inside]
+    # Places of one base node (at most oversample + 1 of them) share a pattern: two indices say where it goes.
+    pixel = np.arange(size)[:, None]
+    for node in range(int(base.min()), int(base.max()) + 1):
+        place = np.flatnonzero(base == node)
+        column = node - 1 + oversample * pixel + np.arange(4)
+        inside = (column >= 0) & (column < n)
+        pattern = (pixel * n + column)[inside]
+        tap = np.broadcast_to(np.arange(4), column.shape)[inside]
+        for k, taps in enumerate(rows):
+            flat[(place * (len(rows) * size * n) + k * size * n)[:, None] + pattern] = taps[place][:, tap]
     return weights
 
 
@@ -186,8 +187,7 @@ def read_grids(
 ) -> NDArray[np.float32]:
     """Stamps (n, size, size) read off ``PsfModel.grids``, the star ``dx``, ``dy`` px off the middle pixel."""
     n = grids.shape[1]
-    wx = _spline_weights(dx, size, oversample, n)
-    wy = _spline_weights(dy, size, oversample, n)
+    wx, wy = np.split(_spline_weights(np.concatenate([dx, dy]), size, oversample, n), 2)
     out: NDArray[np.float32] = np.matmul(np.matmul(wy, grids), wx.transpose(0, 2, 1))
     return out
 
@@ -197,8 +197,7 @@ def read_gradients(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Stamps as ``read_grids`` and their derivatives with the star's place: P, dP/dx, dP/dy, (n, size, size)."""
     n = grids.shape[1]
-    wx = _spline_weights(dx, size, oversample, n, gradient=True)
-    wy = _spline_weights(dy, size, oversample, n, gradient=True)
+    wx, wy = np.split(_spline_weights(np.concatenate([dx, dy]), size, oversample, n, gradient=True), 2)
     both = np.matmul(np.matmul(wy, grids), wx.transpose(0, 2, 1))
     return both[:, :size, :size], both[:, :size, size:], both[:, size:, :size]
 

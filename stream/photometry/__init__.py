@@ -1,0 +1,38 @@
+"""Photometry: sky, detection, PSF, fluxes, zero point and what they say about an image's quality.
+
+The pipeline calls them in this order: ``estimate_background``, ``detect``, ``build_psf``, ``measure_sources``,
+``with_sky_positions`` (astrometry comes between), ``fit_zeropoint``, ``mark_sources``, ``maglim``,
+``photometric_infobits``. ``forced_fluxes`` measures given places on any image.
+"""
+
+from stream.photometry.background import estimate_background
+from stream.photometry.detect import detect
+from stream.photometry.forced import forced_fluxes
+from stream.photometry.measure import (
+    ApertureCorrections,
+    aperture_corrections,
+    mark_sources,
+    measure_sources,
+    with_sky_positions,
+)
+from stream.photometry.psf import build_psf
+from stream.photometry.quality import catalog_maglim, maglim, noise_area, photometric_infobits
+from stream.photometry.zeropoint import fit_zeropoint, match_calibrators
+
+__all__ = [
+    "ApertureCorrections",
+    "aperture_corrections",
+    "build_psf",
+    "catalog_maglim",
+    "detect",
+    "estimate_background",
+    "fit_zeropoint",
+    "forced_fluxes",
+    "maglim",
+    "mark_sources",
+    "match_calibrators",
+    "measure_sources",
+    "noise_area",
+    "photometric_infobits",
+    "with_sky_positions",
+]

@@ -37,10 +37,10 @@ class Fit:
     sharp: F64
 
     @classmethod
-    def start(cls, x: F64, y: F64) -> Fit:
-        """Nothing known but places."""
+    def start(cls, x: F64, y: F64, flux: F64) -> Fit:
+        """First places and fluxes."""
         nan = np.full(len(x), np.nan)
-        return cls(x.astype(float), y.astype(float), np.zeros(len(x)), nan.copy(), nan.copy(), nan.copy())
+        return cls(x.astype(float), y.astype(float), flux.astype(float), nan.copy(), nan.copy(), nan.copy())
 
 
 def fixed_flux(values: F32, weight: F32, p: F32) -> tuple[F64, F64, F64]:
@@ -79,17 +79,21 @@ def refine(
     *,
     steps: int,
     home: tuple[F64, F64],
-    add_own: bool = False,
+    own_off: bool = False,
+    judge: bool = False,
 ) -> None:
-    """Gauss-Newton steps of flux and place for ``rows`` of ``fit``, in place; the last one fills errors, chi, sharp.
+    """Gauss-Newton steps of flux and place for ``rows`` of ``fit``, in place.
 
     Parameters
     ----------
     windows : (values, noise, usable), each (n, size, size)
-        DN with sky off (with ``add_own``: with this source's own model off too), sky and read variance (DN^2),
-        which pixels count; around the pixel nearest to ``home``.
+        DN with sky off, sky and read variance (DN^2), which pixels count; around the pixel nearest to ``home``.
     home : (x, y)
         Detected places, the centres of the windows and of the prior.
+    own_off : bool
+        The values have these sources' own models (of the fit's present state) off as well.
+    judge : bool
+        Fill ``sigflux``, ``chi`` and ``sharp`` from the last step; NaN flux where the PSF is hardly covered.
     """
     values, noise, usable = windows
     n, size = len(rows), values.shape[1]
@@ -97,67 +101,74 @@ def refine(
     ix, iy = nearest_pixels(hx, hy)
     x, y, flux = fit.x[rows], fit.y[rows], fit.flux[rows]
     grids = psf.grids(hx, hy, size)
-    reader = psf.oversample
-    if add_own:
-        p, _, _ = read_gradients(grids, x - ix, y - iy, size, reader)
-        values = values + np.where(usable, flux.astype(np.float32)[:, None, None] * p, np.float32(0))
-    prior = np.zeros((n, 3))
-    normal = right = np.zeros(0)
-    for _ in range(steps):
-        p, px, py = read_gradients(grids, x - ix, y - iy, size, reader)
+    for turn in range(steps):
+        p, px, py = read_gradients(grids, x - ix, y - iy, size, psf.oversample)
         scale = flux.astype(np.float32)[:, None, None]
-        signal = np.maximum(scale, 0) * np.maximum(p, 0)
-        weight = (usable / (noise + signal / np.float32(gain))).reshape(n, 1, -1)
-        design = np.stack([p, scale * px, scale * py], axis=1).reshape(n, 3, -1)
-        weighted = design * weight
-        normal = (weighted @ design.transpose(0, 2, 1)).astype(np.float64)
-        right = (weighted @ (values - scale * p).reshape(n, -1, 1)).astype(np.float64)[..., 0]
-        dead = ~(normal[:, 0, 0] > 0)
-        normal[dead] = np.eye(3)
-        right[dead] = 0
-        prior[:, 1], prior[:, 2] = hx - x, hy - y
-        normal[:, [1, 2], [1, 2]] += 1 / PLACE_PRIOR**2
-        step = np.linalg.solve(normal, (right + prior / PLACE_PRIOR**2)[..., None])[..., 0]
+        model = scale * p
+        if own_off and turn == 0:
+            values = values + model
+        residual = values - model
+        weight = usable / (noise + np.maximum(model, 0) / np.float32(gain))
+        design = np.empty((n, 3, size * size), np.float32)
+        for k, term in enumerate((p, scale * px, scale * py)):
+            design[:, k] = term.reshape(n, -1)
+        step, error = _step(design, weight.reshape(n, 1, -1), residual.reshape(n, -1, 1), (hx - x, hy - y))
+        if judge and turn == steps - 1:
+            # The step is small by now: the residuals after it follow from the linearisation.
+            residual -= (design.transpose(0, 2, 1) @ step[..., None].astype(np.float32)).reshape(residual.shape)
+            _judge(fit, rows, (p, px, py), residual, weight, usable, flux + step[:, 0], (x - ix, y - iy), error)
         flux = flux + step[:, 0]
-        for place, base, delta in ((x, hx, step[:, 1]), (y, hy, step[:, 2])):
-            np.copyto(place, np.clip(place + np.clip(delta, -MAX_STEP, MAX_STEP), base - MAX_SHIFT, base + MAX_SHIFT))
+        x = np.clip(x + step[:, 1], hx - MAX_SHIFT, hx + MAX_SHIFT)
+        y = np.clip(y + step[:, 2], hy - MAX_SHIFT, hy + MAX_SHIFT)
     fit.x[rows], fit.y[rows], fit.flux[rows] = x, y, flux
-    _judge(fit, rows, (values, noise, usable), (grids, ix, iy, reader), gain, normal)
+    if judge:
+        fit.flux[rows] = np.where(np.isfinite(fit.sigflux[rows]), flux, np.nan)
+
+
+def _step(design: F32, weight: F32, residual: F32, prior: tuple[F64, F64]) -> tuple[F64, F64]:
+    """Change (n, 3) of flux and place, cut to ``MAX_STEP``, and the flux's error."""
+    weighted = design * weight
+    normal = (weighted @ design.transpose(0, 2, 1)).astype(np.float64)
+    right = (weighted @ residual).astype(np.float64)[..., 0]
+    dead = ~(normal[:, 0, 0] > 0)
+    normal[dead] = np.eye(3)
+    right[dead] = 0
+    for k, distance in enumerate(prior, start=1):
+        normal[:, k, k] += 1 / PLACE_PRIOR**2
+        right[:, k] += distance / PLACE_PRIOR**2
+    inverse = np.linalg.inv(normal)  # 3 x 3, positive definite thanks to the prior
+    step = (inverse @ right[..., None])[..., 0]
+    np.clip(step[:, 1:], -MAX_STEP, MAX_STEP, out=step[:, 1:])
+    return step, np.where(dead, np.nan, np.sqrt(inverse[:, 0, 0]))
 
 
 def _judge(
     fit: Fit,
     rows: NDArray[np.intp],
-    windows: tuple[F32, F32, BOOL],
-    model: tuple[F32, NDArray[np.intp], NDArray[np.intp], int],
-    gain: float,
-    normal: F64,
+    gradients: tuple[F32, F32, F32],
+    residual: F32,
+    weight: F32,
+    usable: BOOL,
+    flux: F64,
+    fraction: tuple[F64, F64],
+    error: F64,
 ) -> None:
-    """Error, chi and sharp of fitted sources; NaN flux where the PSF is hardly covered by usable pixels."""
-    values, noise, usable = windows
-    grids, ix, iy, oversample = model
-    n, size = len(rows), values.shape[1]
-    x, y, flux = fit.x[rows], fit.y[rows], fit.flux[rows].astype(np.float32)[:, None, None]
-    fx, fy = (x - ix).astype(np.float32), (y - iy).astype(np.float32)
-    p, px, py = read_gradients(grids, x - ix, y - iy, size, oversample)
-    signal = np.maximum(flux, 0) * np.maximum(p, 0)
-    variance = noise + signal / np.float32(gain)
-    weight = usable / variance
-    residual = values - flux * p
-    trust = usable / (variance + (np.float32(PROFILE_ERROR) * signal) ** 2)
+    """Error, chi and sharp of fitted sources; NaN where the PSF is hardly covered by usable pixels."""
+    p, px, py = gradients
+    size = p.shape[1]
+    signal = np.maximum(flux, 0).astype(np.float32)[:, None, None] * p
+    trust = weight / (1 + weight * (np.float32(PROFILE_ERROR) * signal) ** 2)
     dof = np.maximum(usable.sum(axis=(1, 2)) - 3, 1)
-    chi = np.sqrt((trust * residual**2).sum(axis=(1, 2)) / dof)
+    chi = np.sqrt(np.einsum("ijk,ijk,ijk->i", trust, residual, residual) / dof)
     # What the PSF would change if it were wider by d ln(sigma): -(2 + r d/dr) P, the part not like P itself.
-    offset = (np.arange(size) - size // 2).astype(np.float32)
-    wider = -2 * p + (offset[None, None, :] - fx[:, None, None]) * px + (offset[None, :, None] - fy[:, None, None]) * py
-    information = np.maximum((weight * p * p).sum(axis=(1, 2)), 1e-30)
-    wider -= ((weight * p * wider).sum(axis=(1, 2)) / information)[:, None, None] * p
-    growth = (weight * wider * residual).sum(axis=(1, 2)) / np.maximum((weight * wider**2).sum(axis=(1, 2)), 1e-30)
-    covered = (usable * p).sum(axis=(1, 2)) > MIN_COVERAGE * p.sum(axis=(1, 2))
-    # A singular matrix is excluded: the prior keeps the place's part of it positive.
-    sigma = np.sqrt(np.linalg.inv(normal)[:, 0, 0])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        sharp = np.where(flux[:, 0, 0] > 0, 2 * growth / flux[:, 0, 0], np.nan)
-    fit.flux[rows] = np.where(covered, fit.flux[rows], np.nan)
-    fit.sigflux[rows] = np.where(covered, sigma, np.nan)
+    dx, dy = (np.arange(size) - size // 2 - f[:, None] for f in fraction)
+    wider = -2 * p + dx.astype(np.float32)[:, None, :] * px + dy.astype(np.float32)[:, :, None] * py
+    heavy = weight * p
+    information = np.maximum(np.einsum("ijk,ijk->i", heavy, p), 1e-30)
+    wider -= (np.einsum("ijk,ijk->i", heavy, wider) / information)[:, None, None] * p
+    heavy = weight * wider
+    growth = np.einsum("ijk,ijk->i", heavy, residual) / np.maximum(np.einsum("ijk,ijk->i", heavy, wider), 1e-30)
+    covered = np.einsum("ijk,ijk->i", usable.astype(np.float32), p) > MIN_COVERAGE * p.sum(axis=(1, 2))
+    sharp = 2 * growth / np.where(flux > 0, flux, np.nan)
+    fit.sigflux[rows] = np.where(covered, error, np.nan)
     fit.chi[rows], fit.sharp[rows] = np.where(covered, chi, np.nan), np.where(covered, sharp, np.nan)

@@ -31,7 +31,7 @@ ROUNDS = 3
 BLOCK = 256  # sources whose windows and PSF grids stay in the processor's cache
 # Beyond 6 px a source fainter than this (sigma of the sky in its peak pixel) has nothing above the noise.
 BRIGHT_PEAK = 30.0
-SMALL_STAMP = 13
+SMALL_MARGIN = 4  # px more than the fitted window: a place may move by 1.5
 # Aperture corrections come from sources with at least this S/N; below it, from the best there are.
 APERTURE_SNR = 50.0
 MIN_APERTURE_STARS = 5
@@ -91,8 +91,7 @@ def measure_sources(
     unusable = (mask & np.uint16(UNFIT_BITS)) != 0
     unusable |= ~np.isfinite(sky_off)
     np.copyto(sky_off, np.float32(0), where=unusable & ~np.isfinite(sky_off))
-    noise = (float(np.mean(background.level)), gain, readnoise)
-    fit = fit_sources(sky_off, background.level, psf, detections["x"], detections["y"], unusable, noise[1:])
+    fit = fit_sources((sky_off, background.level, unusable), psf, detections, (gain, readnoise))
     table = _table(detections, fit, mask)
     _apertures(table, sky_off, unusable, background, gain)
     return table, aperture_corrections(table)
@@ -104,44 +103,46 @@ def window_size(fwhm: float) -> int:
 
 
 def fit_sources(
-    sky_off: F32,
-    level: F32,
-    psf: PsfModel,
-    x: F64,
-    y: F64,
-    unusable: BOOL,
-    noise_figures: tuple[float, float],
+    images: tuple[F32, F32, BOOL], psf: PsfModel, detections: Table, noise_figures: tuple[float, float]
 ) -> Fit:
-    """Flux and place of sources, crowded ones with their neighbours' models subtracted."""
+    """Flux and place of sources, crowded ones with their neighbours' models subtracted.
+
+    ``images`` are the image with sky off, the sky and where a pixel cannot be used; ``noise_figures`` gain
+    (e-/DN) and read noise (e-).
+    """
+    sky_off, level, unusable = images
     gain, readnoise = noise_figures
-    fit = Fit.start(x, y)
-    if not len(x):
-        return fit
+    x, y = (np.asarray(detections[name], float) for name in ("x", "y"))
+    fit = Fit.start(x, y, np.maximum(detections["flux"], 1.0))
     size = window_size(psf.fwhm)
     crowded = _has_neighbour(x, y)
-    images = (sky_off, level, unusable)
 
-    def run(rows: INT, image: F32, steps: int, add_own: bool) -> None:
+    def run(rows: INT, image: F32, steps: int, *, own_off: bool, judge: bool) -> None:
         for start in range(0, len(rows), BLOCK):
             part = rows[start : start + BLOCK]
-            windows = _windows((image, *images[1:]), x[part], y[part], size, gain, readnoise)
-            refine(fit, part, windows, psf, gain, steps=steps, home=(x[part], y[part]), add_own=add_own)
+            home = x[part], y[part]
+            windows = _windows((image, level, unusable), *home, size, gain, readnoise)
+            refine(fit, part, windows, psf, gain, steps=steps, home=home, own_off=own_off, judge=judge)
 
-    run(np.flatnonzero(~crowded), sky_off, 4, False)
+    run(np.flatnonzero(~crowded), sky_off, 3, own_off=False, judge=True)
     rows = np.flatnonzero(crowded)
-    if len(rows):
-        run(rows, sky_off, 1, False)
-        for turn in range(ROUNDS):
-            residual = sky_off.copy()
-            _subtract_models(residual, fit, rows, psf, level, noise_figures)
-            run(rows, residual, 2 if turn == ROUNDS - 1 else 1, True)
+    residual = sky_off.copy() if len(rows) else sky_off
+    for turn in range(ROUNDS if len(rows) else 0):
+        last = turn == ROUNDS - 1
+        state = fit.x[rows].copy(), fit.y[rows].copy(), fit.flux[rows].copy()
+        _add_models(residual, rows, state, psf, (level, gain, readnoise), -1.0)
+        run(rows, residual, 2 if last else 1, own_off=True, judge=last)
+        if not last:
+            _add_models(residual, rows, state, psf, (level, gain, readnoise), 1.0)
     return fit
 
 
 def _has_neighbour(x: F64, y: F64) -> BOOL:
+    crowded = np.zeros(len(x), bool)
+    if len(x) < 2:
+        return crowded
     places = np.stack([x, y], axis=1)
     pairs = cKDTree(places).query_pairs(NEIGHBOUR_REACH, output_type="ndarray")
-    crowded = np.zeros(len(x), bool)
     crowded[pairs.ravel()] = True
     return crowded
 
@@ -160,21 +161,27 @@ def _windows(
     return values, np.broadcast_to(np.maximum(noise, 1e-6)[:, None, None], values.shape), usable
 
 
-def _subtract_models(
-    image: F32, fit: Fit, rows: INT, psf: PsfModel, level: F32, noise_figures: tuple[float, float]
+def _add_models(
+    image: F32,
+    rows: INT,
+    state: tuple[F64, F64, F64],
+    psf: PsfModel,
+    noise_figures: tuple[F32, float, float],
+    sign: float,
 ) -> None:
-    """Take the models of ``rows`` off an image; faint ones in a small window."""
-    gain, readnoise = noise_figures
+    """Add the models of sources (place, flux) times ``sign`` to an image; faint ones in a small window."""
+    level, gain, readnoise = noise_figures
     sigma = np.sqrt(max(float(np.median(level[::64, ::64])), 0) / gain + (readnoise / gain) ** 2)
     peak = 0.8 / max(psf.fwhm, 1) ** 2  # of a Moffat's light in its brightest pixel, roughly
-    flux = np.nan_to_num(fit.flux[rows])
-    bright = flux * peak > BRIGHT_PEAK * sigma
-    for chosen, size in ((rows[bright], STAMP), (rows[~bright], SMALL_STAMP)):
-        for start in range(0, len(chosen), 4 * BLOCK):
-            part = chosen[start : start + 4 * BLOCK]
-            ix, iy = nearest_pixels(fit.x[part], fit.y[part])
-            scale = -np.nan_to_num(fit.flux[part]).astype(np.float32)
-            add_stamps(image, ix, iy, scale[:, None, None] * psf.stamps(fit.x[part], fit.y[part], size))
+    bright = state[2] * peak > BRIGHT_PEAK * sigma
+    for chosen, size in (
+        (np.flatnonzero(bright), STAMP),
+        (np.flatnonzero(~bright), window_size(psf.fwhm) + SMALL_MARGIN),
+    ):
+        for start in range(0, len(chosen), BLOCK):
+            x, y, flux = (value[chosen[start : start + BLOCK]] for value in state)
+            ix, iy = nearest_pixels(x, y)
+            add_stamps(image, ix, iy, (sign * flux).astype(np.float32)[:, None, None] * psf.stamps(x, y, size))
 
 
 def _table(detections: Table, fit: Fit, mask: U16) -> Table:
@@ -196,13 +203,14 @@ def _apertures(table: Table, sky_off: F32, unusable: BOOL, background: Backgroun
     """Fill ``ap_flux`` and ``ap_err``; masked pixels take the mean of the others, NaN where there are none."""
     if not len(table):
         return
+    ix, iy = nearest_pixels(table["x"], table["y"])
+    ny, nx = sky_off.shape
+    sky = background.rms[np.clip(iy, 0, ny - 1), np.clip(ix, 0, nx - 1)].astype(float)
     for k, diameter in enumerate(APERTURE_DIAMETERS):
-        flux, error, flag = sep.sum_circle(
-            sky_off, table["x"], table["y"], diameter / 2, err=background.rms, mask=unusable, gain=gain, subpix=0
-        )
-        lost = (flag & sep.APER_ALLMASKED) != 0
-        table["ap_flux"][:, k] = np.where(lost, np.nan, flux)
-        table["ap_err"][:, k] = np.where(lost, np.nan, error)
+        flux, _, flag = sep.sum_circle(sky_off, table["x"], table["y"], diameter / 2, mask=unusable, subpix=0)
+        flux = np.where((flag & sep.APER_ALLMASKED) != 0, np.nan, flux)
+        table["ap_flux"][:, k] = flux
+        table["ap_err"][:, k] = np.sqrt(np.pi / 4 * diameter**2 * sky**2 + np.maximum(flux, 0) / gain)
 
 
 def aperture_corrections(sources: Table) -> ApertureCorrections:

@@ -351,7 +351,8 @@ def _normal_solution(basis: _Basis, gram: F32, rhs: F32, terms: F64) -> F64:
     normal = normal.transpose(0, 2, 1, 3).reshape(n_terms * n_functions, -1)
     right = (terms.T @ rhs.astype(float)).ravel()
     width = np.concatenate(
-        [basis.scale * np.where(basis.order == 0, PRIOR, PRIOR_VARIATION)] + [basis.scale * PRIOR_VARIATION] * (n_terms - 1)
+        [basis.scale * np.where(basis.order == 0, PRIOR, PRIOR_VARIATION)]
+        + [basis.scale * PRIOR_VARIATION] * (n_terms - 1)
     )
     normal[np.diag_indices_from(normal)] += 1 / width**2
     fixed = np.kron(np.eye(n_terms), basis.gauge)

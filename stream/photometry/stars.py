@@ -116,9 +116,7 @@ def gather_stars(
     return StarStamps(x, y, ix, iy, values, sky.astype(np.float32), usable)
 
 
-def _neighbour_pixels(
-    detections: Table, chosen: NDArray[np.intp], ix: NDArray[np.intp], iy: NDArray[np.intp]
-) -> BOOL:
+def _neighbour_pixels(detections: Table, chosen: NDArray[np.intp], ix: NDArray[np.intp], iy: NDArray[np.intp]) -> BOOL:
     """Pixels (n, 25, 25) within reach of another detection: 3 to 9 px, farther the brighter it is beside the star."""
     hidden = np.zeros((len(chosen), STAMP, STAMP), bool)
     if not len(chosen):
