@@ -81,7 +81,7 @@ def build_bias(raws: Sequence[RawQuadrant]) -> CalibrationFrame:
     frames, rejected = _select(raws, "bias", None, _bias_outliers)
     typical = float(np.median([frame.noise for frame in frames]))
     sigma = np.full(len(frames), typical)
-    data, unc, scatter = _combine(frames, np.ones(len(frames)), sigma)
+    data, unc, scatter = _combine(frames, np.ones(len(frames)), sigma, photons=False)
     badpix = np.zeros(data.shape, np.uint16)
     noise = float(np.median(scatter[::8, ::8]))
     badpix[_stands_out(data, HOT_SIGMA * max(typical, 0.1))] |= np.uint16(Mask.NOISY)
@@ -115,7 +115,7 @@ def build_flat(raws: Sequence[RawQuadrant], bias: CalibrationFrame | None) -> Ca
     levels = np.array([frame.level for frame in frames])
     gain, readnoise = frames[0].raw.gain, frames[0].raw.readnoise
     sigma = np.sqrt(levels / gain + (readnoise / gain) ** 2) / levels
-    data, unc, _ = _combine(frames, levels, sigma)
+    data, unc, _ = _combine(frames, levels, sigma, photons=True)
     median = float(np.nanmedian(data))
     data /= np.float32(median)
     unc /= np.float32(median)
@@ -241,7 +241,9 @@ def _flat_outliers(frames: list[_Frame]) -> dict[int, str]:
     return reasons
 
 
-def _combine(frames: list[_Frame], scales: NDArray[np.float64], sigma: NDArray[np.float64]) -> tuple[F32, F32, F32]:
+def _combine(
+    frames: list[_Frame], scales: NDArray[np.float64], sigma: NDArray[np.float64], *, photons: bool
+) -> tuple[F32, F32, F32]:
     """Clipped weighted mean of ``frame / scale``, its uncertainty, and the scatter of a pixel between frames.
 
     Outliers are those beyond 5 sigma of the median of the frames (``sigma``, one a frame, after scaling).
@@ -258,12 +260,9 @@ def _combine(frames: list[_Frame], scales: NDArray[np.float64], sigma: NDArray[n
         rows = slice(first, min(first + _ROWS, shape[0]))
         stack = np.stack([frame.block(rows) / np.float32(scale) for frame, scale in zip(frames, scales, strict=True)])
         centre = np.median(stack, axis=0)
-        # Where the response differs from 1 so does a flat's noise; hits are far beyond either.
-        keep = (
-            np.abs(stack - centre) <= limits * np.maximum(np.sqrt(np.abs(centre)), 1)
-            if expected < 1e-2
-            else (np.abs(stack - centre) <= limits)
-        )
+        # A flat's noise grows with the root of the response.
+        reach = limits * np.sqrt(np.maximum(centre, 1)) if photons else limits
+        keep = np.abs(stack - centre) <= reach
         kept = keep * weights[:, None, None]
         total = kept.sum(axis=0)
         mean = np.where(total > 0, (stack * kept).sum(axis=0) / np.where(total > 0, total, 1), centre)

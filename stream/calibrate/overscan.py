@@ -15,9 +15,9 @@ from stream.core.records import U16
 FIRST_COLUMN = 20
 ROW_CLIP = 3.0  # sigma within a row: a hit or a bled star in the overscan
 CURVE_CLIP = 4.0  # sigma of rows about the curve; looser, the curve has only a dozen parameters
-# The drift with the row number is smooth. A cubic spline with a knot every 256 rows follows a drift of tens of
-# DN over a read-out and keeps the level's error at 0.03 DN, against 0.5 DN of a single row's ten pixels.
-KNOT_ROWS = 256
+# The drift with the row number is smooth. A cubic spline with a knot every 128 rows follows a drift of tens of
+# DN over a read-out and keeps the level's error at 0.05 DN, against 0.5 DN of a single row's ten pixels.
+KNOT_ROWS = 128
 MIN_ROWS_FOR_CURVE = 32
 # Row jitter beyond the read noise is put back only when its variance is this much above what noise alone gives;
 # below, the estimate would be noise itself (0.1 DN of jitter against 0.5 DN of noise cannot be seen in one row).
@@ -39,7 +39,8 @@ def overscan_level(overscan: U16) -> OverscanLevel:
     Parameters
     ----------
     overscan : ndarray, (ny, n_overscan), uint16
-        Raw DN, column 0 read first. The last third of the columns is used (20 to 29 of 30).
+        Raw DN, column 0 read first, two columns at least. Columns from 20 on are used; of a narrower overscan the
+        last two thirds.
 
     Returns
     -------
@@ -51,7 +52,7 @@ def overscan_level(overscan: U16) -> OverscanLevel:
     row's own deviation from the curve is kept as far as it is more than noise: with measured variance V of the
     deviations and expected variance N of a row mean, a deviation d enters as d (V - N) / V.
     """
-    first = FIRST_COLUMN if overscan.shape[1] > FIRST_COLUMN else overscan.shape[1] * 2 // 3
+    first = FIRST_COLUMN if overscan.shape[1] > FIRST_COLUMN + 1 else overscan.shape[1] // 3
     values = overscan[:, first:].astype(np.float64)
     deviation = values - np.median(values, axis=1, keepdims=True)
     noise = clipped_rms(np.diff(values, axis=1)) / np.sqrt(2)  # neighbours: what is common to a row drops out
@@ -67,7 +68,7 @@ def overscan_level(overscan: U16) -> OverscanLevel:
         # A row far off is a bled star in its overscan, not jitter.
         believable = np.abs(residual) <= CURVE_CLIP * np.sqrt(measured)
         curve = curve + weight * np.where(believable, residual, 0.0)
-    return OverscanLevel(curve.astype(np.float32), float(np.median(curve)), noise)
+    return OverscanLevel(curve.astype(np.float32), float(np.median(curve)), float(noise))
 
 
 def clipped_rms(values: NDArray[np.floating]) -> float:
