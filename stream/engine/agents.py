@@ -29,28 +29,36 @@ log = structlog.get_logger(__name__)
 _LONGEST_BACKOFF = 30.0
 
 
-class CommittedConsumer(driver.AIOKafkaConsumerThread):
+class CommittedThread(driver.AIOKafkaConsumerThread):
     """Faust's consumer thread, reading committed messages only.
 
-    Pixel workers write in transactions; Faust asks for ``read_committed`` only in its exactly-once mode. The flag it
-    looks at decides nothing else here.
+    Pixel workers write in transactions, and Faust asks for ``read_committed`` only in its exactly-once mode. The level
+    is read when the consumer starts, which is after it is made here.
     """
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"
-        consumer._fetcher_isolation = "read_committed"
         return consumer
 
 
-def make_app(stage: Stage, settings: Settings) -> faust.App:
+class CommittedConsumer(driver.Consumer):
+    """Faust's consumer with that thread."""
+
+    def _new_consumer_thread(self) -> Any:
+        return CommittedThread(self, loop=self.loop, beacon=self.beacon)
+
+
+def make_app(stage: Stage, settings: Settings, index: int = 0) -> faust.App:
     """The Faust app of one stage: reads its sources, writes what ``handle`` returns."""
     app = faust.App(
-        f"{settings.group_prefix}-{stage.name}",
+        settings.group(stage.name),
         broker=[f"kafka://{address}" for address in settings.bootstrap.split(",")],
         store="memory://",
         web_enabled=False,
         topic_disable_leader=True,
+        # Static membership: a restarted worker takes its partitions back without waiting for a session to expire.
+        consumer_group_instance_id=settings.identity(stage.name, index),
         consumer_auto_offset_reset="earliest",
         stream_wait_empty=False,
         broker_commit_every=1,
@@ -62,6 +70,7 @@ def make_app(stage: Stage, settings: Settings) -> faust.App:
         producer_max_request_size=32 * 1024 * 1024,
         producer_compression_type="gzip",
     )
+    app.transport.Consumer = CommittedConsumer
     raw = {"key_serializer": "raw", "value_serializer": "raw", "internal": False, "allow_empty": True}
     topics = {name: app.topic(name, key_type=bytes, value_type=bytes, **raw) for name in stage.sources}
     outputs: dict[str, Any] = {}
@@ -131,9 +140,9 @@ async def _one(stage: Stage, message: RawMessage, executor: Any, send: Any, sett
         return
 
 
-def run_stage(stage: Stage, settings: Settings) -> None:
+def run_stage(stage: Stage, settings: Settings, index: int = 0) -> None:
     """Run a stage's app in this process until SIGTERM or SIGINT."""
     from mode import Worker
 
-    app = make_app(stage, settings)
+    app = make_app(stage, settings, index)
     Worker(app, loglevel="WARNING", override_logging=False, daemon=True).execute_from_commandline()

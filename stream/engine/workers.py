@@ -104,4 +104,4 @@ def _records(kind: str, index: int, settings: Settings) -> None:
 
     client = connect(settings)
     with Heartbeat(client, settings.identity(kind, index)):
-        run_stage(make_stage(kind, client), settings)
+        run_stage(make_stage(kind, client), settings, index)
