@@ -9,8 +9,12 @@ from typing import Any
 
 from stream.core.errors import UsageError
 
-# Fields of the packet's candidate record that may not be null and are made in this room.
-REQUIRED = ("jd", "fid", "pid", "programid", "candid", "isdiffpos", "ra", "dec", "magpsf", "sigmapsf", "ranr", "decnr")
+# Fields of the packet's candidate record that may not be null and are made in this room; ``diffmaglim`` may by the
+# schema, but brokers drop a point without it.
+REQUIRED = (
+    "jd", "fid", "pid", "programid", "candid", "isdiffpos", "ra", "dec", "magpsf", "sigmapsf", "ranr", "decnr",
+    "diffmaglim", "jdstartref", "jdendref",
+)  # fmt: skip
 # 2.5 / ln 10: magnitudes per natural logarithm, and so sigma_m = this / (S/N).
 POGSON = 2.5 / math.log(10.0)
 

@@ -45,7 +45,7 @@ class StreakSettings:
     min_length: float = 5.0  # px
     max_length: float = 300.0  # px: longer ones are satellites and have a mask bit of their own
     min_snr: float = 8.0
-    max_chi2: float = 3.0  # mean over the strip, with room for bright trails whose PSF is not a Gaussian
+    max_clumpiness: float = 0.3  # bright trails leave some per cent, as the PSF is not a Gaussian
     max_streaks: int = 200
     negative: bool = False  # search the reference's trails too: a false-positive calibration
 
@@ -188,7 +188,7 @@ def _is_streak(fit: TrailFit, settings: StreakSettings) -> bool:
         and fit.snr >= settings.min_snr
         and settings.min_length <= length <= settings.max_length
         and length >= 3 * fit.sig_length
-        and fit.chi2 <= settings.max_chi2 * max(1.0, fit.snr / 30.0)
+        and fit.clumpiness <= settings.max_clumpiness
     )
 
 

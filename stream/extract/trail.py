@@ -47,7 +47,11 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class TrailFit:
-    """A fitted trail: ends, total flux and error (DN), errors of length (px), angle (deg), place across (px)."""
+    """A fitted trail: ends, total flux and error (DN), errors of length (px), angle (deg), place across (px).
+
+    ``clumpiness`` is what the trail leaves unexplained beyond noise, over what it explains (chi squared both):
+    near 0 for a trail, above 1 for stars that happen to stand in a row.
+    """
 
     line: Line
     flux: float
@@ -56,6 +60,7 @@ class TrailFit:
     sig_angle: float
     sig_cross: float
     chi2: float
+    clumpiness: float
 
     @property
     def snr(self) -> float:
@@ -171,6 +176,8 @@ def fit_trail(difference: Difference, sign: int, start: Line) -> TrailFit | None
         covariance = np.linalg.inv(result.jac.T @ result.jac)
     except np.linalg.LinAlgError:
         return None
+    snr = flux / fluxerr
+    clumpiness = _excess(residuals(result.x)) / max(snr**2, 1e-9)
     along = np.array([line.x2 - line.x1, line.y2 - line.y1]) / max(line.length, 1e-9)
     across = np.array([-along[1], along[0]])
     chi2 = 2 * float(result.cost) / max(len(data) - 5, 1)
@@ -182,7 +189,17 @@ def fit_trail(difference: Difference, sign: int, start: Line) -> TrailFit | None
         math.degrees(_error(covariance, np.concatenate([-across, across])) / max(line.length, 1e-9)),
         _error(covariance, 0.5 * np.concatenate([across, across])),
         chi2,
+        clumpiness,
     )
+
+
+def _excess(residual: F64) -> float:
+    """Chi squared of residuals beyond what noise leaves; their own spread is the noise, so that a wrong error map
+    does not matter."""
+    variance = max((1.4826 * float(np.median(np.abs(residual)))) ** 2, 1e-12)
+    n = len(residual)
+    # Five standard deviations of chi squared are noise's share.
+    return max(float(residual @ residual) / variance - n - 5.0 * math.sqrt(2.0 * n), 0.0)
 
 
 def _error(covariance: F64, direction: F64) -> float:

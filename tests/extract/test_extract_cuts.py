@@ -13,7 +13,7 @@ SURVEY, NOISE_AWARE = PROFILES["survey-2018"], PROFILES["noise-aware"]
 GOOD = {
     "jd": 2458451.7, "fid": 1, "pid": 1, "programid": 1, "candid": 1, "isdiffpos": "t", "ra": 1.0, "dec": 1.0,
     "magpsf": 19.0, "sigmapsf": 0.1, "ranr": 1.0, "decnr": 1.0, "mindtoedge": 100.0, "nbad": 0, "fwhm": 2.5,
-    "elong": 1.1, "magdiff": 0.02, "sigmagap": 0.2,
+    "elong": 1.1, "magdiff": 0.02, "sigmagap": 0.2, "diffmaglim": 20.6, "jdstartref": 1.0, "jdendref": 2.0,
 }  # fmt: skip
 EXTRA = {"flux": -1000.0, "fluxerr": 100.0}
 
@@ -24,6 +24,7 @@ EXTRA = {"flux": -1000.0, "fluxerr": 100.0}
         ({}, None),
         ({"magpsf": None}, "unmeasurable"),
         ({"ranr": None}, "unmeasurable"),
+        ({"diffmaglim": None}, "unmeasurable"),
         ({"fluxerr": None}, "unmeasurable"),
         ({"mindtoedge": 9.9}, "edge"),
         ({"mindtoedge": 10.0}, None),

@@ -96,6 +96,14 @@ def test_point_sources_are_not_streaks():
     assert find_streaks(scene.science_of(SHAPE), difference) == []
 
 
+@pytest.mark.parametrize("snr", [10, 15, 40])
+def test_stars_in_a_row_are_not_streaks(snr):
+    x = np.array([80.0, 110.0, 150.0, 170.0, 215.0, 240.0, 262.0])
+    flux = np.full(len(x), snr * scene.flux_error())
+    difference = scene.difference_of(scene.point_sources(SHAPE, x, 0.3 * x + 100, flux), seed=5)
+    assert find_streaks(scene.science_of(SHAPE), difference) == []
+
+
 def test_sky_angle_identity_and_sign():
     science = scene.science_of(SHAPE)
     line = segment(256, 256, 40, 0.6)
