@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import erfa
+import erfa  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
@@ -62,4 +62,4 @@ def position_errors(gaia: Table, jd: float) -> F64:
         place = np.hypot(np.nan_to_num(gaia["ra_error"]), np.nan_to_num(gaia["dec_error"])) / np.sqrt(2.0)
     years = np.nan_to_num((jd - J2000_JD) / JULIAN_YEAR - (gaia["ref_epoch"].astype(float) - 2000.0))
     unknown = np.isnan(gaia["pmra"]) | np.isnan(gaia["pmdec"])
-    return np.hypot(place, np.where(unknown, 5.0 * np.abs(years), 0.0)) / 1000.0
+    return np.asarray(np.hypot(place, np.where(unknown, 5.0 * np.abs(years), 0.0)) / 1000.0, float)

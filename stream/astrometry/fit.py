@@ -13,6 +13,8 @@ F64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 CLIP = 4.0  # residuals beyond this many robust sigma are no part of the fit
+# Where most residuals are far below their expected errors, the few larger ones are still no outliers.
+MIN_SCALE = 0.5
 # Stars per coefficient below which a degree is not tried: with fewer, the prediction error of the fit equals
 # that of the stars.
 STARS_PER_TERM = 4
@@ -84,7 +86,7 @@ def fit_map(x: F64, y: F64, target: F64, sigma: F64, limit: int, *, choose: bool
         pull = np.hypot(residuals[:, 0], residuals[:, 1]) * weight
         # The median of a Rayleigh distribution is 1.1774 sigma.
         scale = float(np.median(pull[used])) / 1.1774
-        keep = pull <= CLIP * max(scale, 1e-12)
+        keep = pull <= CLIP * max(scale, MIN_SCALE)
         if round_ == rounds - 1 or np.count_nonzero(keep) < n_terms(degree) + 2 or np.array_equal(keep, used):
             break
         used = keep

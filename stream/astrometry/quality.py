@@ -65,12 +65,14 @@ def wcs_cards(astrometry: Astrometry) -> dict[str, float | int | str]:
     """Header cards of a solution, in the survey's order: the TPV WCS, ASTRRMS1/2 (deg), ASTROMN.
 
     Read back by ``astropy.wcs.WCS`` they give the very same WCS: its coefficients were rounded to what a card
-    carries when it was fitted. (``wcs.wcs.get_pv()`` is empty on a WCS in use, hence the library's own header.)
+    carries when it was fitted. (On a WCS in use ``wcs.wcs.get_pv()`` is empty and ``wcs.wcs.ctype`` says TAN, the
+    distortion having moved inside; the library's own header still tells the truth.)
     """
     wcs = astrometry.wcs
     cards: dict[str, float | int | str] = {"WCSAXES": 2, "EQUINOX": 2000.0, "RADESYS": "ICRS"}
+    header = wcs.to_header(relax=True)
     for axis in (1, 2):
-        cards[f"CTYPE{axis}"] = str(wcs.wcs.ctype[axis - 1])
+        cards[f"CTYPE{axis}"] = str(header[f"CTYPE{axis}"])
     for axis in (1, 2):
         cards[f"CUNIT{axis}"] = "deg"
     for name, values in (("CRPIX", wcs.wcs.crpix), ("CRVAL", wcs.wcs.crval)):
@@ -80,7 +82,6 @@ def wcs_cards(astrometry: Astrometry) -> dict[str, float | int | str]:
     for i in (1, 2):
         for j in (1, 2):
             cards[f"CD{i}_{j}"] = float(matrix[i - 1, j - 1])
-    header = wcs.to_header(relax=True)
     for card in header.cards:
         if card.keyword.startswith(("PV1_", "PV2_")):
             cards[card.keyword] = float(card.value)

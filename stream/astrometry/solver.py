@@ -191,12 +191,14 @@ def _grow(
     """Refine a hypothesis with ever more stars; None as soon as it falls apart."""
     stars, catalogue = voters
     predicted = stars.p @ candidate.matrix.T + candidate.shift
-    fit: Fit | None = None
-    for degree, radius in ((1, 10.0), (1, 7.0), (2, 5.0), (2, 4.0)):
-        fit = _pair_and_fit(stars, catalogue, predicted, frame, degree, radius)
+    fit = _pair_and_fit(stars, catalogue, predicted, frame, 1, 10.0)
+    for degree, radius in ((1, 7.0), (2, 5.0), (2, 4.0)):
         if fit is None:
             return None
-        predicted = _map(fit, stars, frame)
+        fit = _pair_and_fit(stars, catalogue, _map(fit, stars, frame), frame, degree, radius)
+    if fit is None:
+        return None
+    predicted = _map(fit, stars, frame)
     i, _, _, rate, _ = _pairs(stars, catalogue, predicted, frame, 4.0)
     # Far below certainty, far above what most wrong offsets reach: spares the long way for those.
     if log_chance(len(stars), len(i), rate, 3, 0.0) > -3.0:
@@ -207,9 +209,10 @@ def _grow(
         part = stars[: max(len(stars) // share, min(len(stars), 300))]
         depth = catalogue.brightest(math.ceil(1.5 * catalogue.area_ratio * (len(part) + 20)))
         predicted = _map(fit, part, frame)
-        fit = _pair_and_fit(part, depth, predicted, frame, degree, radius)
-        if fit is None:
+        next_fit = _pair_and_fit(part, depth, predicted, frame, degree, radius)
+        if next_fit is None:
             return None
+        fit = next_fit
     return _settle(stars, depth, fit, frame, log_trials)
 
 
@@ -281,7 +284,7 @@ def convincing(match: Match, frame: Frame) -> bool:
         return False
     if math.sqrt(float(np.mean(kept**2))) > (MAX_RMS_PX if len(kept) >= FEW_PAIRS else MAX_RMS_FEW_PX):
         return False
-    if not holds_everywhere(match, frame):
+    if len(kept) >= FEW_PAIRS and not holds_everywhere(match, frame):
         return False
     linear = match.fit.coefficients[1:3].T / np.array(frame.half)
     scale = math.sqrt(abs(float(np.linalg.det(linear))))

@@ -40,7 +40,8 @@ def terms(x: F64, y: F64, degree: int) -> F64:
 
 def swap_axes(coefficients: F64) -> F64:
     """Coefficients of ``terms(x, y)`` as those of ``terms(y, x)``: every degree's block reversed."""
-    swapped, start = [], 0
+    swapped: list[F64] = []
+    start = 0
     while start < len(coefficients):
         width = len(swapped) + 1
         swapped.append(coefficients[start : start + width][::-1])
