@@ -23,3 +23,6 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("real survey data (../shared/data) is not beside this checkout")
     return folder
+
+
+from services import kafka, make_topic, prefix, redis_url, settings  # noqa: E402, F401 - fixtures

@@ -64,7 +64,8 @@ def list_(
         print_json(rows)
         return
     table = Table(title=f"Topics, profile {settings.profile}")
-    for column in ("topic", "partitions", "key", "kept", "per partition", "message", "written by", "read by", "access"):
+    table.add_column("topic", no_wrap=True)
+    for column in ("partitions", "key", "kept", "per partition", "message", "written by", "read by", "access"):
         table.add_column(column, overflow="fold")
     for row in rows:
         config = row["config"]

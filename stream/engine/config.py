@@ -133,8 +133,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Constructor first, then the environment; no .env file and no secrets folder behind one's back."""
-        return init_settings, env_settings
+        """Only what :func:`load_settings` hands over: no environment, .env file or secrets folder behind one's back."""
+        return (init_settings,)
 
     def identity(self, role: str, index: int) -> str:
         """Name of a worker that is the same after a restart and nobody else's: static membership, transactional id."""

@@ -7,6 +7,7 @@ Deciding and acting are apart: :func:`plan` is a pure function from what should 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -310,6 +311,21 @@ def apply_changes(admin: AdminClient, changes: Changes) -> None:
             ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries) for name, entries in resources.items()
         ]
         _settle(admin.incremental_alter_configs(altered), "changing topic settings")
+    _await_visible(admin, changes)
+
+
+def _await_visible(admin: AdminClient, changes: Changes, patience: float = 10.0) -> None:
+    """Wait until the broker's own view has caught up with what its controller confirmed, milliseconds as a rule."""
+    partitions = {topic.name: topic.partitions for topic in changes.create}
+    partitions.update({name: wanted for name, _, wanted in changes.grow})
+    names = partitions.keys() | {change.topic for change in changes.configure}
+    deadline = time.monotonic() + patience
+    while names and time.monotonic() < deadline:
+        seen = {topic.name: topic for topic in read_topics(admin, names)}
+        grown = all(name in seen and seen[name].partitions == count for name, count in partitions.items())
+        if grown and all(seen[c.topic].config.get(c.setting) == c.should_be for c in changes.configure):
+            return
+        time.sleep(0.02)
 
 
 def apply_topics(admin: AdminClient, file: TopicsFile, profile: Profile, nights: Iterable[str] = ()) -> Changes:

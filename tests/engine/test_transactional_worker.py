@@ -1,0 +1,142 @@
+"""Consume-process-produce in a transaction: nothing lost, nothing twice, whatever dies when."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stream.core.errors import UsageError
+from stream.engine.config import Settings
+from stream.engine.deadletters import list_letters
+from stream.engine.kafka import OutMessage, Sender, make_producer, read_to_end
+from stream.engine.pixel_worker import BACKOFF_LONGEST, MAX_DEATHS, backoff
+from stream.engine.processes import spawn, stop, tail
+
+pytestmark = pytest.mark.services
+SCRIPT = str(Path(__file__).with_name("engine_process.py"))
+
+
+@pytest.fixture
+def launch(settings: Settings, tmp_path: Path):
+    """Starts worker processes of the script; all are gone at the end."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(kind: str, source: str, target: str, step: str = "", number: int = 1) -> subprocess.Popen[bytes]:
+        process = spawn(
+            [sys.executable, SCRIPT, kind, source, target, step, str(number)],
+            env=settings.environment(),
+            log=tmp_path / "worker.log",
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        stop(process, 5.0)
+
+
+def send(settings: Settings, topic: str, values: list[str], partitions: int = 1) -> None:
+    sender = Sender(make_producer(settings, "test"))
+    for number, value in enumerate(values):
+        sender.send(OutMessage(topic, value.encode(), value.encode(), (("name", value.encode()),), number % partitions))
+    sender.flush()
+
+
+def values_of(settings: Settings, topic: str, *, read_committed: bool = True) -> list[str]:
+    messages = read_to_end(settings, {topic: {}}, "test", read_committed=read_committed)
+    return [message.value.decode() for message in messages]
+
+
+def wait(until: Callable[[], bool], log: Path, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline, f"not within {seconds} s; the worker said: {tail(log)}"
+        time.sleep(0.1)
+
+
+def test_killed_at_every_step_the_result_is_the_same(settings, prefix, make_topic, launch, tmp_path):
+    source, target = make_topic(f"{prefix}.in", 2), make_topic(f"{prefix}.out", 2)
+    inputs = [f"q{i}" for i in range(14)]
+    send(settings, source, inputs, 2)
+    for step in ("consumed", "processed", "begun", "produced", "offsets", "committed"):
+        assert launch("pixels", source, target, step, 2).wait(30) == -9, tail(tmp_path / "worker.log")
+    started = time.monotonic()
+    launch("pixels", source, target)
+    expected = Counter(f"{text}.{i}" for text in inputs for i in range(2))
+    wait(lambda: len(values_of(settings, target)) >= len(expected), tmp_path / "worker.log")
+    assert time.monotonic() - started < 10.0, "a restarted worker takes its partitions back at once"
+    assert Counter(values_of(settings, target)) == expected
+
+
+def test_bad_input_becomes_dead_letters_and_the_rest_goes_on(settings, prefix, make_topic, launch, tmp_path):
+    make_topic("ztf.deadletters", 4)
+    source, target = make_topic(f"{prefix}.in"), make_topic(f"{prefix}.out", 1, 10_000)
+    send(settings, source, ["a", "broken", "defect", "huge", "later", "b"])
+    launch("pixels", source, target)
+    log = tmp_path / "worker.log"
+    wait(lambda: "b.1" in values_of(settings, target), log)
+    assert Counter(values_of(settings, target)) == Counter(f"{t}.{i}" for t in ("a", "later", "b") for i in (0, 1))
+    letters = {x.context["name"]: x for x in list_letters(settings) if x.topic == source}
+    assert set(letters) == {"broken", "defect", "huge"}
+    broken = letters["broken"]
+    assert (broken.stage, broken.error, broken.offset) == ("ingest", "PacketError", 1)
+    assert broken.context == {"rid": 17, "odd": None, "name": "broken"}
+    assert "raise PacketError" in broken.traceback
+    assert (letters["defect"].stage, letters["defect"].error) == ("unknown", "ZeroDivisionError")
+    assert letters["huge"].error == "MessageError"
+
+
+def test_an_input_that_kills_the_process_is_given_up_in_the_end(settings, prefix, make_topic, launch, tmp_path):
+    make_topic("ztf.deadletters", 4)
+    source, target = make_topic(f"{prefix}.in"), make_topic(f"{prefix}.out")
+    send(settings, source, ["killer", "after"])
+    for _ in range(MAX_DEATHS):
+        assert launch("pixels", source, target).wait(30) == -9
+    launch("pixels", source, target)
+    wait(lambda: values_of(settings, target) == ["after.0", "after.1"], tmp_path / "worker.log")
+    (letter,) = [x for x in list_letters(settings) if x.topic == source]
+    assert (letter.stage, letter.context["deaths"]) == ("crash", MAX_DEATHS)
+
+
+def test_sigterm_finishes_the_quadrant_and_leaves(settings, prefix, make_topic, launch, tmp_path):
+    source, target = make_topic(f"{prefix}.in"), make_topic(f"{prefix}.out")
+    send(settings, source, ["a"])
+    worker = launch("pixels", source, target)
+    wait(lambda: len(values_of(settings, target)) == 2, tmp_path / "worker.log")
+    worker.terminate()
+    assert worker.wait(10) == 0, tail(tmp_path / "worker.log")
+
+
+def test_two_workers_share_the_partitions_without_overlap(settings, prefix, make_topic, launch, tmp_path):
+    source, target = make_topic(f"{prefix}.in", 4), make_topic(f"{prefix}.out")
+    first = settings.model_copy(update={"instance": "one"})
+    second = settings.model_copy(update={"instance": "two"})
+    inputs = [f"q{i}" for i in range(40)]
+    argv = [sys.executable, SCRIPT, "pixels", source, target, "", "1"]
+    workers = [spawn(argv, env=s.environment(), log=tmp_path / "worker.log") for s in (first, second)]
+    try:
+        time.sleep(2.0)
+        send(settings, source, inputs, 4)
+        wait(lambda: len(values_of(settings, target)) >= 80, tmp_path / "worker.log")
+    finally:
+        for worker in workers:
+            stop(worker, 5.0)
+    assert Counter(values_of(settings, target)) == Counter(f"{text}.{i}" for text in inputs for i in range(2))
+
+
+def test_retries_wait_longer_and_longer_but_not_for_ever():
+    pauses = [backoff(attempt) for attempt in range(40)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] < 1.0
+    assert pauses[-1] == BACKOFF_LONGEST
+
+
+def test_reading_a_topic_that_is_not_there_says_what_to_do(settings):
+    with pytest.raises(UsageError, match="topics apply"):
+        values_of(settings, "no.such.topic")

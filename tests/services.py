@@ -1,0 +1,66 @@
+"""Fixtures that start a real broker and a real Redis once a session; for tests marked ``services``."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from stream.core.errors import UsageError
+from stream.engine.config import Settings, load_settings
+from stream.engine.embedded_kafka import EmbeddedKafka
+from stream.engine.embedded_redis import EmbeddedRedis
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an embedded broker; no topics in it but those that tests make."""
+    broker = EmbeddedKafka(tmp_path_factory.mktemp("kafka"))
+    try:
+        broker.start()
+    except UsageError as error:
+        if "could not be fetched" in str(error):
+            pytest.skip(str(error))
+        raise
+    try:
+        yield broker.bootstrap
+    finally:
+        broker.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an embedded Redis."""
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+@pytest.fixture
+def prefix(request: pytest.FixtureRequest) -> str:
+    """A name of this test's own, for consumer groups, topics and Redis keys."""
+    return re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:40] + "-" + uuid.uuid4().hex[:6]
+
+
+@pytest.fixture
+def settings(kafka: str, redis_url: str, prefix: str) -> Settings:
+    """Settings of this test's own on the session's broker and Redis."""
+    return load_settings(
+        environ={}, bootstrap=kafka, redis_url=redis_url, group_prefix=prefix, camera="small", instance="test",
+        session_timeout_ms=6_000, log_level="warning",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def make_topic(settings: Settings) -> Callable[..., str]:
+    """Makes a topic: ``make_topic(name, partitions=1)``; one that is there already is left as it is."""
+    from stream.engine.kafka import make_admin
+    from stream.engine.topics import Changes, Topic, apply_changes
+
+    def make(name: str, partitions: int = 1, max_bytes: int = 16_777_216) -> str:
+        config = {"max.message.bytes": str(max_bytes)}
+        apply_changes(make_admin(settings), Changes(create=(Topic(name, partitions, 1, config),)))
+        return name
+
+    return make
