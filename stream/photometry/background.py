@@ -106,7 +106,8 @@ def _clipped_moments(samples: F32) -> tuple[NDArray[np.float64], NDArray[np.floa
     ordered -= offset[:, None]  # float32 sums stay exact enough
     flat = np.append(ordered.reshape(-1), np.float32(0))
     squares = flat * flat
-    mean = median = np.zeros(len(row))
+    mean: NDArray[np.floating] = np.zeros(len(row))
+    median: NDArray[np.floating] = mean
     # First width from the faint half, which no source reaches.
     std = np.asarray(ordered[row, np.maximum(high // 2 - 1, 0)] - ordered[row, (high * 0.1587).astype(int)], float)
     for _ in range(6):
@@ -181,8 +182,7 @@ def _smooth(grid: NDArray[np.float64]) -> NDArray[np.float64]:
             term = np.array([1.0, dx, dy])
             normal += weight * inside[..., None, None] * np.outer(term, term)
             right += weight * value[..., None] * term
-    plane: NDArray[np.float64] = np.linalg.solve(normal, right[..., None])[..., 0, 0]
-    return plane
+    return np.asarray(np.linalg.solve(normal, right[..., None])[..., 0, 0], np.float64)
 
 
 @lru_cache(maxsize=8)

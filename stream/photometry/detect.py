@@ -86,7 +86,8 @@ def subtract_sky(data: F32, background: Background, mask: U16) -> tuple[F32, NDA
 def _kernel(fwhm: float) -> NDArray[np.float64]:
     g = np.exp(-0.5 * ((np.arange(FILTER_SIZE) - FILTER_SIZE // 2) / (fwhm * SIGMA_PER_FWHM)) ** 2)
     kernel = np.outer(g, g)
-    return kernel / kernel.sum()
+    kernel /= kernel.sum()
+    return kernel
 
 
 def _extract(

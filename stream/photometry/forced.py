@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -61,7 +61,7 @@ def forced_fluxes(
         raise PhotometryError(f"forced photometry needs a window of odd side, got {size}")
     if np.ndim(sigma) and np.shape(sigma) != shape:
         raise PhotometryError(f"noise {np.shape(sigma)} must have the image's shape {shape}")
-    source = _constant(psf, shape) if isinstance(psf, np.ndarray) else cast(StampsPsf, psf)
+    source = _constant(psf, shape) if isinstance(psf, np.ndarray) else psf
     px, py = np.atleast_1d(np.asarray(x, float)), np.atleast_1d(np.asarray(y, float))
     out = np.full((3, len(px)), np.nan)
     inside = np.isfinite(px) & np.isfinite(py) & (px > -0.5) & (py > -0.5)

@@ -68,7 +68,8 @@ def measure_sources(
     mask : ndarray, (ny, nx), uint16
     gain, readnoise : float
         e-/DN, e-. Noise variance (DN^2) is ``(sky + model) / gain + (readnoise / gain)^2``: the model's light, not
-        the pixels' own, so that faint fluxes are not biased by their noise.
+        the pixels' own, so that faint fluxes are not biased by their noise. Where the measured ``rms`` of the sky
+        exceeds the expected one (by 8 % in real images), it counts.
 
     Returns
     -------
@@ -91,7 +92,7 @@ def measure_sources(
     unusable = (mask & np.uint16(UNFIT_BITS)) != 0
     unusable |= ~np.isfinite(sky_off)
     np.copyto(sky_off, np.float32(0), where=unusable & ~np.isfinite(sky_off))
-    fit = fit_sources((sky_off, background.level, unusable), psf, detections, (gain, readnoise))
+    fit = fit_sources(sky_off, unusable, background, psf, detections, (gain, readnoise))
     table = _table(detections, fit, mask)
     _apertures(table, sky_off, unusable, background, gain)
     return table, aperture_corrections(table)
@@ -103,14 +104,17 @@ def window_size(fwhm: float) -> int:
 
 
 def fit_sources(
-    images: tuple[F32, F32, BOOL], psf: PsfModel, detections: Table, noise_figures: tuple[float, float]
+    sky_off: F32,
+    unusable: BOOL,
+    background: Background,
+    psf: PsfModel,
+    detections: Table,
+    noise_figures: tuple[float, float],
 ) -> Fit:
     """Flux and place of sources, crowded ones with their neighbours' models subtracted.
 
-    ``images`` are the image with sky off, the sky and where a pixel cannot be used; ``noise_figures`` gain
-    (e-/DN) and read noise (e-).
+    ``noise_figures`` are gain (e-/DN) and read noise (e-).
     """
-    sky_off, level, unusable = images
     gain, readnoise = noise_figures
     x, y = (np.asarray(detections[name], float) for name in ("x", "y"))
     fit = Fit.start(x, y, np.maximum(detections["flux"], 1.0))
@@ -121,7 +125,7 @@ def fit_sources(
         for start in range(0, len(rows), BLOCK):
             part = rows[start : start + BLOCK]
             home = x[part], y[part]
-            windows = _windows((image, level, unusable), *home, size, gain, readnoise)
+            windows = _windows(image, unusable, _sky_variance(background, *home, gain, readnoise), *home, size)
             refine(fit, part, windows, psf, gain, steps=steps, home=home, own_off=own_off, judge=judge)
 
     run(np.flatnonzero(~crowded), sky_off, 3, own_off=False, judge=True)
@@ -130,10 +134,10 @@ def fit_sources(
     for turn in range(ROUNDS if len(rows) else 0):
         last = turn == ROUNDS - 1
         state = fit.x[rows].copy(), fit.y[rows].copy(), fit.flux[rows].copy()
-        _add_models(residual, rows, state, psf, (level, gain, readnoise), -1.0)
+        _add_models(residual, rows, state, psf, background.sigma, -1.0)
         run(rows, residual, 2 if last else 1, own_off=True, judge=last)
         if not last:
-            _add_models(residual, rows, state, psf, (level, gain, readnoise), 1.0)
+            _add_models(residual, rows, state, psf, background.sigma, 1.0)
     return fit
 
 
@@ -147,18 +151,22 @@ def _has_neighbour(x: F64, y: F64) -> BOOL:
     return crowded
 
 
-def _windows(
-    images: tuple[F32, F32, BOOL], x: F64, y: F64, size: int, gain: float, readnoise: float
-) -> tuple[F32, F32, BOOL]:
-    image, level, unusable = images
+def _sky_variance(background: Background, x: F64, y: F64, gain: float, readnoise: float) -> F32:
+    """Noise variance (n,) of an empty pixel at places, DN^2: the expected or the measured one, the greater."""
     ix, iy = nearest_pixels(x, y)
-    index, inside = window_index(ix, iy, size, (image.shape[0], image.shape[1]))
-    values, hidden = image.reshape(-1)[index], unusable.reshape(-1)[index]
-    ny, nx = image.shape
-    sky = level[np.clip(iy, 0, ny - 1), np.clip(ix, 0, nx - 1)]  # smooth: one value a window
-    noise = (np.maximum(sky, 0) / gain + (readnoise / gain) ** 2).astype(np.float32)
-    usable = inside & ~hidden
-    return values, np.broadcast_to(np.maximum(noise, 1e-6)[:, None, None], values.shape), usable
+    ny, nx = background.level.shape
+    place = np.clip(iy, 0, ny - 1), np.clip(ix, 0, nx - 1)
+    expected = np.maximum(background.level[place], 0) / gain + (readnoise / gain) ** 2
+    variance: F32 = np.maximum(np.maximum(expected, background.rms[place].astype(float) ** 2), 1e-6).astype(np.float32)
+    return variance
+
+
+def _windows(image: F32, unusable: BOOL, variance: F32, x: F64, y: F64, size: int) -> tuple[F32, F32, BOOL]:
+    """Values, sky variance (smooth: one value a window) and usable pixels around places."""
+    index, inside = window_index(*nearest_pixels(x, y), size, (image.shape[0], image.shape[1]))
+    values = image.reshape(-1)[index]
+    usable = inside & ~unusable.reshape(-1)[index]
+    return values, np.broadcast_to(variance[:, None, None], values.shape), usable
 
 
 def _add_models(
@@ -166,12 +174,10 @@ def _add_models(
     rows: INT,
     state: tuple[F64, F64, F64],
     psf: PsfModel,
-    noise_figures: tuple[F32, float, float],
+    sigma: float,
     sign: float,
 ) -> None:
     """Add the models of sources (place, flux) times ``sign`` to an image; faint ones in a small window."""
-    level, gain, readnoise = noise_figures
-    sigma = np.sqrt(max(float(np.median(level[::64, ::64])), 0) / gain + (readnoise / gain) ** 2)
     peak = 0.8 / max(psf.fwhm, 1) ** 2  # of a Moffat's light in its brightest pixel, roughly
     bright = state[2] * peak > BRIGHT_PEAK * sigma
     for chosen, size in (

@@ -198,7 +198,7 @@ def _fit_stars(
 
 
 def _consistent(misfit: F64, flux: F64) -> NDArray[np.bool_]:
-    """Stars whose misfit is not far above the others': blends and galaxies stand out, whatever the model's own error."""
+    """Stars whose misfit is not far above the others': blends and galaxies stand out, whatever the model's error."""
     log = np.log(np.maximum(misfit, 1e-6))
     centre = np.median(log)
     scatter = max(1.4826 * float(np.median(np.abs(log - centre))), 0.1)
@@ -225,7 +225,8 @@ def _basis(profile: _Profile) -> _Basis:
     spread = np.concatenate([-knots[:0:-1], knots, knots[-1] + (RADIUS + 2 - knots[-1]) * np.arange(1, 5) / 3])
     spread = np.concatenate([spread[0] - np.arange(4, 0, -1) * profile.fwhm, spread])
     r = np.arange(0, (RADIUS + 2) * np.sqrt(2) + TABLE_STEP, TABLE_STEP)
-    columns, labels = [], []
+    columns: list[F64] = []
+    labels: list[tuple[int, int, bool]] = []
     for m, reach in ANGULAR_REACH.items():
         taper = (r**2 / (r**2 + (0.5 * profile.fwhm) ** 2)) ** (m // 2)
         first = len(columns)

@@ -43,7 +43,10 @@ def add_stamps(image: F32, ix: INT, iy: INT, stamps: F32) -> None:
 
 
 def box_flags(mask: U16, x: F64, y: F64, *, edge: int | None = EDGE_FLAG) -> NDArray[np.int32]:
-    """OR of the mask in the 5 x 5 box around places; ``edge`` where the box leaves the image, None: of what is in it."""
+    """OR of the mask in the 5 x 5 box around places.
+
+    ``edge`` where the box leaves the image; None: the OR of what is inside.
+    """
     ix, iy = nearest_pixels(x, y)
     index, inside = window_index(ix, iy, FLAG_BOX, (mask.shape[0], mask.shape[1]))
     bits = mask.reshape(-1)[index]

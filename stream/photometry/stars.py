@@ -19,7 +19,8 @@ BOOL = NDArray[np.bool_]
 # More stars than this add nothing to a model of six terms whose errors are systematic by then.
 MAX_STARS = 240
 CELLS = 5  # a side: the brightest of each cell are taken in turn, so that the stars cover the image
-MIN_SNR = 20.0
+# Stars below S/N 20 add little; where there are fewer than 60 above it, fainter ones are taken, to S/N 8.
+MIN_SNR, LOWEST_SNR, WANTED = 20.0, 8.0, 60
 # Above this part of the saturation level the detector's response is no longer trusted.
 SATURATION_MARGIN = 0.8
 # A neighbour this near (px) or nearer disturbs the core if it has more than the fraction of the star's light.
@@ -83,8 +84,10 @@ def _clean_candidates(
     sky = background.level[np.clip(iy, 0, ny - 1), np.clip(ix, 0, nx - 1)]
     if np.isfinite(saturate):
         good &= detections["peak"] + sky < SATURATION_MARGIN * saturate
-    good &= (detections["snr"] > MIN_SNR) & (detections["b"] > 0) & (detections["a"] < 2 * detections["b"])
-    chosen: NDArray[np.intp] = np.flatnonzero(good)
+    good &= (detections["b"] > 0) & (detections["a"] < 2 * detections["b"])
+    snr = np.sort(detections["snr"][good])
+    lowest = np.clip(snr[-WANTED], LOWEST_SNR, MIN_SNR) if len(snr) >= WANTED else LOWEST_SNR
+    chosen: NDArray[np.intp] = np.flatnonzero(good & (detections["snr"] > lowest))
     return chosen
 
 
@@ -109,7 +112,8 @@ def gather_stars(
     x, y = detections["x"][chosen].astype(float), detections["y"][chosen].astype(float)
     ix, iy = nearest_pixels(x, y)
     index, inside = window_index(ix, iy, STAMP, (data.shape[0], data.shape[1]))
-    raw, sky, bits = (image.reshape(-1)[index] for image in (data, background.level, mask))
+    raw, sky = data.reshape(-1)[index], background.level.reshape(-1)[index]
+    bits = mask.reshape(-1)[index]
     usable = inside & np.isfinite(raw) & ((bits & np.uint16(STAR_BAD_BITS)) == 0)
     usable &= ~_neighbour_pixels(detections, chosen, ix, iy)
     values = np.where(usable, raw - sky, np.float32(0)).astype(np.float32)

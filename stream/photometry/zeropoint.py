@@ -34,7 +34,8 @@ CLIP = 3.5
 MAX_SHARP = 0.3
 # Smooth additive light is in the sky; these stars are measured well.
 USABLE = int(Mask.HALO | Mask.CROSSTALK)
-NAMES = {1: ("g", "g", "r", "g - r"), 2: ("r", "g", "r", "g - r"), 3: ("i", "r", "i", "r - i")}
+# Band, blue and red band of the colour, and the colour as the survey's headers write it (PCOLOR).
+NAMES = {1: ("g", "g", "r", "g - R"), 2: ("r", "g", "r", "g - R"), 3: ("i", "r", "i", "R - i")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ def _line(stars: Calibrators, kept: BOOL, pivot: float, prior: float) -> tuple[F
     right = (design * weight[:, None]).T @ y
     normal[1, 1] += CLR_PRIOR_SIGMA**-2
     right[1] += prior * CLR_PRIOR_SIGMA**-2
-    covariance = np.linalg.inv(normal)
+    covariance = np.asarray(np.linalg.inv(normal), np.float64)
     value = covariance @ right
     chi2 = float((weight * (y - design @ value) ** 2).sum()) / max(len(y) - 2, 1)
     return value, covariance * max(chi2, 1.0)
