@@ -191,8 +191,14 @@ def _neighbours(c: Row) -> Iterator[str]:
             yield f"sgscore{i} {score} outside 0 to 1"
 
 
+def offset_arcsec(row: Row, candidate: Row, cos_dec: float) -> float:
+    """Distance of a history row from the alert (flat sky: it is about arcseconds)."""
+    east = ((row["ra"] - candidate["ra"] + 180.0) % 360.0 - 180.0) * cos_dec
+    return math.hypot(east, row["dec"] - candidate["dec"]) * 3600.0
+
+
 def _history(candidate: Row, rows: list[Row]) -> Iterator[str]:
-    jd, ra, dec = candidate["jd"], candidate["ra"], candidate["dec"]
+    jd = candidate["jd"]
     times = [row["jd"] for row in rows]
     if times != sorted(times):
         yield "prv_candidates are not in time order"
@@ -203,7 +209,7 @@ def _history(candidate: Row, rows: list[Row]) -> Iterator[str]:
         yield "prv_candidates hold the alert itself"
     if rows and (times[-1] > jd or jd - times[0] >= HISTORY_DAYS):
         yield f"prv_candidates reach from {times[0]} to {times[-1]}, not the {HISTORY_DAYS:g} days before {jd}"
-    cos_dec = math.cos(math.radians(dec))
+    cos_dec = math.cos(math.radians(candidate["dec"]))
     for i, row in enumerate(rows):
         if candidate["programid"] == PUBLIC and row["programid"] != PUBLIC:
             yield f"prv_candidates[{i}] is of programid {row['programid']} in a public packet"
@@ -215,7 +221,7 @@ def _history(candidate: Row, rows: list[Row]) -> Iterator[str]:
         if missing:
             yield f"prv_candidates[{i}] is neither a detection nor a non-detection"
             continue
-        offset = math.hypot(((row["ra"] - ra + 180) % 360 - 180) * cos_dec, row["dec"] - dec) * 3600
+        offset = offset_arcsec(row, candidate, cos_dec)
         if offset > HISTORY_RADIUS + 0.01:  # positions are written to 1e-7 deg, the match is made before
             yield f"prv_candidates[{i}] is {offset:.2f} arcsec away"
 

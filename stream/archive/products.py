@@ -1,0 +1,71 @@
+"""The products of quadrants in the store: written after the science, found and read for references."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stream.archive import catalogs
+from stream.archive.images import decode_science, encode_result
+from stream.archive.paths import parse_science_name, science_path
+from stream.archive.store import ProductStore
+from stream.core.errors import UsageError
+from stream.core.records import QuadrantReport, QuadrantResult, ScienceImage
+
+_IMAGE = "_sciimg.fits.fz"
+_SCIENCE_FILES = ("sciimg.fits.fz", "mskimg.fits.fz", "psfcat.fits", "sexcat.fits")
+
+
+def write_products(store: ProductStore, result: QuadrantResult) -> list[str]:
+    """Write everything a quadrant made; returns the paths. A repetition writes the same bytes under the same names.
+
+    Raises
+    ------
+    StoreUnavailable
+        The store cannot be written; nothing half-written stays.
+    """
+    paths = []
+    for suffix, data in encode_result(result).items():
+        path = science_path(result.quadrant.name, suffix)
+        store.write(path, data)
+        paths.append(path)
+    return paths
+
+
+def read_science_product(store: ProductStore, name: str) -> ScienceImage:
+    """The science image of a quadrant's base name; ``UsageError`` where the store has none."""
+    return decode_science({suffix: store.read(science_path(name, suffix)) for suffix in _SCIENCE_FILES})
+
+
+def read_quality_record(store: ProductStore, name: str) -> QuadrantReport:
+    """The quality record of a quadrant's base name; ``UsageError`` where the store has none."""
+    return catalogs.read_quality(store.read(science_path(name, "qa.json")))
+
+
+def science_files(
+    store: ProductStore, ending: str, first: str = "", last: str = "99999999"
+) -> Iterator[tuple[str, str]]:
+    """Base name and path of every science product with this ending, of nights ``first`` to ``last``, in time order."""
+    for year in store.names("sci"):
+        if not first[:4] <= year <= last[:4]:
+            continue
+        for day in store.names(f"sci/{year}"):
+            if not first <= year + day <= last:
+                continue
+            for fraction in store.names(f"sci/{year}/{day}"):
+                folder = f"sci/{year}/{day}/{fraction}"
+                for file in store.names(folder):
+                    if file.endswith(ending):
+                        yield file.removesuffix(ending), f"{folder}/{file}"
+
+
+def find_science_products(store: ProductStore, field: int, fid: int) -> list[tuple[str, int]]:
+    """Base name and readout channel of every science image of a field and filter, in time order."""
+    found = []
+    for name, _ in science_files(store, _IMAGE):
+        try:
+            parts = parse_science_name(name)
+        except UsageError:  # somebody else's file in our tree
+            continue
+        if parts.field == field and parts.fid == fid:
+            found.append((name, parts.rcid))
+    return found

@@ -1,0 +1,54 @@
+"""What the store remembers of the last month, given back to a history that starts empty."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from stream.alert.schema import PRV_FIELDS
+from stream.archive import catalogs
+from stream.archive.packets import archived_nights, iterate_alerts
+from stream.archive.products import science_files
+from stream.archive.store import ProductStore
+from stream.core.identity import night_of
+from stream.core.records import QuadrantReport, Row
+
+HISTORY_DAYS = 30  # what a packet's history reaches back
+
+
+class Remembers(Protocol):
+    """The part of a history (``stream.enrich.MemoryHistory``) that is filled here."""
+
+    def add_epoch(self, report: QuadrantReport) -> None:
+        """Remember an epoch's footprint and depth."""
+        ...
+
+    def add_object(self, name: str, ra: float, dec: float) -> None:
+        """Remember an object's name and place."""
+        ...
+
+    def add_detection(self, object_id: str, row: Row) -> None:
+        """Remember a detection."""
+        ...
+
+
+def recall_history(store: ProductStore, history: Remembers, jd: float) -> int:
+    """Tell ``history`` the epochs and detections of the 30 days up to the night of ``jd``; how many detections.
+
+    Objects are told in the order of their first detection, so that an object's place is that of the first one.
+    """
+    first, last = night_of(jd - HISTORY_DAYS), night_of(jd)
+    for _, path in science_files(store, "_qa.json", first, last):
+        report = catalogs.read_quality(store.read(path))
+        if report.corners:
+            history.add_epoch(report)
+    nights = [night for night in archived_nights(store) if first <= night <= last]
+    found = []
+    for night in nights:
+        for record in iterate_alerts(store, night):
+            candidate = record["candidate"]
+            row = {name: candidate.get(name) for name in PRV_FIELDS}
+            found.append((candidate["jd"], candidate["candid"], record["objectId"], row))
+    for _, _, name, row in sorted(found, key=lambda item: item[:2]):
+        history.add_object(name, row["ra"], row["dec"])
+        history.add_detection(name, row)
+    return len(found)
