@@ -38,13 +38,16 @@ _ROWS = 64  # rows at a time: 0.8 MB, which stays in the second-level cache
 # one a little low only costs the faintest hits. What a hit's neighbours stand above is their fourth smallest.
 _RING = ((-3, 0), (3, 0), (0, -3), (0, 3), (-2, -2), (-2, 2), (2, -2), (2, 2))
 _AROUND = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
+# A column with hits on a tenth of its rows (50 at least) is a defect of the column, no particle: it is flagged as
+# noisy from its first to its last hit, so that what lies under the threshold between them goes too.
+HOT_COLUMN_FRACTION, HOT_COLUMN_MIN = 0.1, 50
 _MARGIN = 3  # px at the image's edge that cannot be judged
 
 Index = NDArray[np.intp]
 
 
 def flag_spikes(data: F32, mask: U16, gain: float, readnoise: float, flat: F32 | None = None) -> int:
-    """Set ``SPIKE`` (single pixels) and ``COSMIC_RAY`` (groups) in ``mask``, in place.
+    """Set ``SPIKE`` (single pixels) and ``COSMIC_RAY`` (groups) in ``mask``, in place; hot columns get ``NOISY``.
 
     Parameters
     ----------
@@ -60,7 +63,7 @@ def flag_spikes(data: F32, mask: U16, gain: float, readnoise: float, flat: F32 |
     Returns
     -------
     int
-        Number of pixels flagged.
+        Number of pixels flagged as spikes and cosmic rays.
     """
     ny, nx = data.shape
     if min(ny, nx) <= 2 * _MARGIN:
@@ -74,6 +77,7 @@ def flag_spikes(data: F32, mask: U16, gain: float, readnoise: float, flat: F32 |
         return 0
     pixels = _Pixels(data, candidates, gain, readnoise, sigma, flat)
     hits = candidates[pixels.sharper_than(_narrowest_ratio(pixels))]
+    hits = _without_hot_columns(mask, hits)
     return _mark(data, mask, hits, sigma)
 
 
@@ -158,6 +162,16 @@ def _fwhm_of(typical: float) -> float:
     grid = np.linspace(0.8, 4.0, 65)
     u = 0.5 * (2.3548 / grid) ** 2
     return float(np.interp(typical, np.exp(-u) * np.sinh(u) / u, grid))
+
+
+def _without_hot_columns(mask: U16, hits: Index) -> Index:
+    """Hits outside columns that are defects; those columns are flagged in ``mask``."""
+    ny, nx = mask.shape
+    hot = np.flatnonzero(np.bincount(hits % nx, minlength=nx) > max(HOT_COLUMN_FRACTION * ny, HOT_COLUMN_MIN))
+    for column in hot:
+        rows = hits[hits % nx == column] // nx
+        mask[rows.min() : rows.max() + 1, column] |= np.uint16(Mask.NOISY)
+    return hits[~np.isin(hits % nx, hot)]
 
 
 def _mark(data: F32, mask: U16, hits: Index, sigma: float) -> int:

@@ -171,6 +171,19 @@ def test_defects_neither_hide_nor_make_hits() -> None:
     assert new.sum() < 6
 
 
+def test_a_hot_column_is_noisy_not_a_cosmic_ray() -> None:
+    data = add_noise(np.zeros(SHAPE), SKY, GAIN, READNOISE, 11)
+    data[200:, 333] += 80
+    data[600:640, 100] += 500  # a long track is still one
+    mask = np.zeros(SHAPE, np.uint16)
+    flag_spikes(data, mask, GAIN, READNOISE)
+    column = mask[:, 333] == Mask.NOISY
+    assert column[210:690].all()
+    assert not column[:200].any()
+    assert not (mask[:, 332:335] & HIT_BITS).any()
+    assert np.all(mask[600:640, 100] == Mask.COSMIC_RAY)
+
+
 @pytest.mark.parametrize(
     "data",
     [np.full((50, 50), np.nan), np.zeros((50, 50)), np.zeros((5, 5)), np.zeros((0, 30)), np.full((50, 50), -500.0)],
