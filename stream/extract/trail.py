@@ -21,6 +21,9 @@ _STRIP = 4.0
 # Sum of S_corr over root of length: neighbouring values share the PSF, so noise has a spread of about 1.9 here and the
 # best extent on a line through a noise clump reaches 7.5 in the median, 9.3 at most of a quadrant's.
 _HOPELESS = 8.0
+# A trail is as bright in the middle of its pieces (this many px each) as on average; stars in a row leave most empty.
+_PIECE = 4
+_EVEN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +105,8 @@ def trace(scorr: F32, x: float, y: float, angle: float, max_length: int) -> tupl
     """Follow a line through a place as far as the score carries it.
 
     Returns the segment and its significance estimate along the line (sum of S_corr over root of its
-    length), or None where the line is no more than noise. The angle (rad, from x to y) is improved twice by a
-    straight fit to the significant pixels beside the line.
+    length), or None where the line is no more than noise or a few stars in a row. The angle (rad, from x to
+    y) is improved twice by a straight fit to the significant pixels beside the line.
     """
     line: Line | None = None
     score = -math.inf
@@ -113,17 +116,27 @@ def trace(scorr: F32, x: float, y: float, angle: float, max_length: int) -> tupl
         across = np.array([-1, 0, 1])[:, None]
         px = np.rint(x + steps * ux - across * uy).astype(np.int64)
         py = np.rint(y + steps * uy + across * ux).astype(np.int64)
-        row = np.nan_to_num(gather_at(scorr, px, py).astype(np.float64)).mean(axis=0)
+        band = gather_at(scorr, px, py).astype(np.float64)
+        row = np.nan_to_num(band).mean(axis=0)
         # The clipping keeps one star on the line from being the whole line.
         i, j, score = best_extent(np.clip(row, -3.0, 8.0), max_length)
         line = Line(x + steps[i] * ux, y + steps[i] * uy, x + steps[j - 1] * ux, y + steps[j - 1] * uy)
-        if score < _HOPELESS:
+        if score < _HOPELESS or not _is_even(row[i:j][np.isfinite(band[1, i:j])]):
             return None
         refined = _straighten(scorr, line)
         if refined is None:
             break
         x, y, angle = refined
     return None if line is None or line.length < 1 else (line, score)
+
+
+def _is_even(values: F64) -> bool:
+    """Whether the usable values along a segment are spread over it as a trail's are."""
+    n = len(values) // _PIECE
+    if n < 3:
+        return True
+    pieces = values[: n * _PIECE].reshape(n, _PIECE).mean(axis=1)
+    return bool(np.median(pieces) >= _EVEN * pieces.mean())
 
 
 def _straighten(scorr: F32, line: Line) -> tuple[float, float, float] | None:
