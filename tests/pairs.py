@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from synthetic import add_noise, paint
 
 from stream.core.flags import Mask
+from stream.core.identity import night_of
 from stream.core.psf import PsfModel, gaussian_psf
 from stream.core.records import (
     SOURCE_DTYPE,
@@ -73,7 +74,7 @@ def source_table(
 
 def quadrant_at(jd: float, field: int = 600, ccdid: int = 5, qid: int = 2, fid: int = 2) -> Quadrant:
     """A quadrant of an exposure that starts at ``jd``."""
-    name = f"ztf_20190101{int(jd % 1 * 1e6):06d}_{field:06d}_zr_c{ccdid:02d}_o"
+    name = f"ztf_{night_of(jd)}{int((jd + 0.5) % 1 * 1e6):06d}_{field:06d}_zr_c{ccdid:02d}_o"
     return Quadrant(Exposure(name, "object", field, fid, ccdid, 1, jd, jd + 15 / 86400, 30.0, 150.0, 30.0), qid)
 
 
@@ -167,5 +168,5 @@ def reference_of(
         n_frames=frames,
         saturate=saturate,
         version="painted",
-        qa={"interpolated": False},
+        qa={"noise_factor": 1.0},
     )

@@ -133,11 +133,22 @@ def noise_transfer(frequency: ArrayLike, phase: ArrayLike | None = None) -> NDAr
     return power
 
 
-def white_noise_loss(phase: ArrayLike | None = None) -> float:
-    """Variance per pixel that is left of white noise after one resampling (both axes): 0.87 over all phases."""
-    phases = np.arange(32) / 32 if phase is None else np.atleast_1d(np.asarray(phase, float)) % 1.0
-    loss = float((lanczos_weights(phases).astype(float) ** 2).sum(axis=-1).mean())
-    return loss * loss
+def noise_left(map_y: F32 | None = None, map_x: F32 | None = None) -> float:
+    """Share of white noise's variance per pixel that is left after the interpolation along a map.
+
+    1 for a map of whole pixels; 0.87 where all sub-pixel phases occur alike, which is also the answer without a map.
+    """
+    if map_y is None or map_x is None:
+        phase = np.arange(32) / 32
+        return float(_kept(phase).mean() ** 2)
+    y, x = map_y[::29, ::31].astype(float), map_x[::29, ::31].astype(float)
+    ok = np.isfinite(y) & np.isfinite(x)
+    return float((_kept(y[ok] % 1.0) * _kept(x[ok] % 1.0)).mean()) if ok.any() else 1.0
+
+
+def _kept(phase: NDArray[np.float64]) -> NDArray[np.float64]:
+    kept: NDArray[np.float64] = (lanczos_weights(phase).astype(float) ** 2).sum(axis=-1)
+    return kept
 
 
 def resample(

@@ -19,7 +19,7 @@ from stream import __version__
 from stream.core.errors import ReferenceBuildError
 from stream.core.flags import Mask
 from stream.core.records import F32, Reference, ScienceImage
-from stream.core.resample import pixel_map, resample, resample_nearest
+from stream.core.resample import noise_left, pixel_map, resample, resample_nearest
 from stream.reference.combine import CombineConfig, Combined, InputNoise, combine
 from stream.reference.grid import PAD, reference_grid
 from stream.reference.measure import Coadd, measure_reference, quality
@@ -87,7 +87,7 @@ def build_reference(images: Sequence[ScienceImage], config: ReferenceConfig | No
     order = sorted(range(len(inputs)), key=lambda i: inputs[i].name)
     inputs = [inputs[i] for i in order]
     wcs, shape = reference_grid([wcs_list[i] for i in order], images[order[0]].data.shape, config.pad)
-    stack, saturated = _resample_all(images, order, inputs, wcs, shape)
+    stack, saturated, left = _resample_all(images, order, inputs, wcs, shape)
     noise = InputNoise(
         sky=np.array([one.scale * one.sigma for one in inputs]),
         photon=np.array([one.scale / one.gain for one in inputs]),
@@ -95,7 +95,7 @@ def build_reference(images: Sequence[ScienceImage], config: ReferenceConfig | No
     mean = combine(stack, noise, config.combine)
     if not (mean.coverage > 0).any():
         raise ReferenceBuildError("no pixel of the inputs lies on the reference's grid", n_inputs=len(inputs))
-    coadd = _coadd(mean, saturated, inputs, noise, wcs)
+    coadd = _coadd(mean, saturated, inputs, (noise, left), wcs)
     psfs = [images[i].psf for i in order]
     measured = measure_reference(coadd, psfs)
     unc = mean.unc
@@ -157,13 +157,15 @@ def _survey(images: Sequence[ScienceImage], rfid: int, zeropoint: float) -> tupl
 
 def _resample_all(
     images: Sequence[ScienceImage], order: list[int], inputs: list[_Input], wcs: WCS, shape: tuple[int, int]
-) -> tuple[F32, NDArray[np.bool_]]:
-    """The inputs on the reference's grid in reference DN, (n, ny, nx), and where any of them was saturated."""
+) -> tuple[F32, NDArray[np.bool_], NDArray[np.float64]]:
+    """The inputs on the reference's grid in reference DN, (n, ny, nx); where any was saturated; noise left of each."""
     stack = np.empty((len(order), *shape), np.float32)
     saturated = np.zeros(shape, bool)
+    left = np.ones(len(order))
     for k, i in enumerate(order):
         image = images[i]
         map_y, map_x = pixel_map(wcs, shape, image.astrometry.wcs)
+        left[k] = noise_left(map_y, map_x)
         excluded = (image.mask & np.uint16(EXCLUDED_BITS)) != 0
         stack[k] = resample(image.data - image.background.level, map_y, map_x, invalid=excluded)
         stack[k] *= np.float32(inputs[k].scale)
@@ -176,11 +178,18 @@ def _resample_all(
             wide[:, 1:] |= full[:, :-1]
             wide[:, :-1] |= full[:, 1:]
             saturated |= np.asarray(resample_nearest(wide, map_y, map_x, 0), bool)
-    return stack, saturated
+    return stack, saturated, left
 
 
-def _coadd(mean: Combined, saturated: NDArray[np.bool_], inputs: list[_Input], noise: InputNoise, wcs: WCS) -> Coadd:
+def _coadd(
+    mean: Combined,
+    saturated: NDArray[np.bool_],
+    inputs: list[_Input],
+    noises: tuple[InputNoise, NDArray[np.float64]],
+    wcs: WCS,
+) -> Coadd:
     """The mean as an image that photometry understands: with gain, read noise, a sky and a saturation limit."""
+    noise, left = noises
     w = noise.weights / noise.weights.sum()
     photon = float(np.sum(w**2 * noise.photon))  # variance per DN of signal: 1 / gain
     read = np.array([one.scale * one.readnoise / one.gain for one in inputs])
@@ -201,6 +210,7 @@ def _coadd(mean: Combined, saturated: NDArray[np.bool_], inputs: list[_Input], n
         # A sky whose photons and the read noise together give the mean's noise.
         pedestal=max(sky_variance - read_variance, 0.0) / photon,
         saturate=saturate,
+        noise_left=float(np.sum(w**2 * noise.sky**2 * left) / sky_variance),
         wcs=wcs,
     )
 

@@ -13,8 +13,10 @@ from stream.core.errors import PhotometryError
 from stream.core.flags import Mask
 from stream.core.psf import PsfModel
 from stream.core.records import F32, SOURCE_DTYPE, Background, Row, Table
-from stream.core.resample import white_noise_loss
-from stream.photometry import build_psf, detect, estimate_background, measure_sources
+from stream.photometry.background import estimate_background
+from stream.photometry.detect import detect
+from stream.photometry.measure import measure_sources
+from stream.photometry.psf import build_psf
 
 DETECTION_SIGMA = 4.0  # as for science images
 
@@ -24,7 +26,8 @@ class Coadd:
     """A mean image and the figures that make its noise look like an exposure's.
 
     ``data`` without sky; ``gain`` e-/DN and ``readnoise`` e- of the whole mean; ``pedestal`` the sky (DN) whose photons
-    explain its noise; ``saturate`` DN without sky.
+    explain its noise; ``saturate`` DN without sky; ``noise_left`` the share of variance per pixel that the
+    interpolation left.
     """
 
     data: F32
@@ -33,6 +36,7 @@ class Coadd:
     readnoise: float
     pedestal: float
     saturate: float
+    noise_left: float
     wcs: WCS
 
 
@@ -89,8 +93,8 @@ def quality(
 ) -> Row:
     """Quality figures of a reference: the list of the survey's successor (``ztf-facts.md`` §4) and what else is needed.
 
-    ``noise_factor`` times ``unc`` is the r.m.s. from pixel to pixel; ``interpolated`` tells the subtraction that the
-    noise is correlated so.
+    ``noise_factor`` times ``unc`` is the r.m.s. from pixel to pixel: what the interpolation left of it. The subtraction
+    reads off it how correlated the noise is.
     """
     data = measured.data
     values = data[::3, ::3][np.isfinite(data[::3, ::3])].astype(float)
@@ -119,6 +123,5 @@ def quality(
         "psf_measured": measured.psf_measured,
         "gain": coadd.gain,
         "readnoise": coadd.readnoise,
-        "noise_factor": float(np.sqrt(white_noise_loss())),
-        "interpolated": True,
+        "noise_factor": float(np.sqrt(coadd.noise_left)),
     }

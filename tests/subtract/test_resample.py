@@ -13,11 +13,11 @@ from stream.core import resample as module
 from stream.core.psf import gaussian_psf
 from stream.core.resample import (
     lanczos_weights,
+    noise_left,
     noise_transfer,
     pixel_map,
     resample,
     resample_nearest,
-    white_noise_loss,
     world_to_pixel,
 )
 
@@ -136,8 +136,11 @@ def test_weights_keep_a_constant_and_noise_figures_follow_from_them() -> None:
     assert noise_transfer(np.zeros(1))[0] == pytest.approx(1)
     # Parseval: the mean power over all frequencies is the share of variance that is left.
     frequencies = np.arange(64) / 64
-    assert noise_transfer(frequencies).mean() ** 2 == pytest.approx(white_noise_loss(), rel=1e-5)
+    assert noise_transfer(frequencies).mean() ** 2 == pytest.approx(noise_left(), rel=1e-5)
     noise = np.random.default_rng(5).normal(0, 1, (400, 400)).astype(np.float32)
     map_y, map_x = pixel_map(sky_wcs((400, 400)), (400, 400), sky_wcs((400, 400), dx=0.3, turn=0.6))
     measured = np.nanvar(resample(noise, map_y, map_x))
-    assert measured == pytest.approx(white_noise_loss(), rel=0.03)
+    assert measured == pytest.approx(noise_left(map_y, map_x), rel=0.03)
+    whole = np.zeros((9, 9), np.float32)
+    assert noise_left(whole, whole) == pytest.approx(1)
+    assert noise_left(whole, whole * np.nan) == 1
