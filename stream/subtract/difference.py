@@ -152,25 +152,39 @@ def _prepare(
     config: SubtractConfig,
 ) -> _Prepared:
     """Sky off, background matched, variances made, unusable pixels filled from the other image."""
-    new = science.data - science.background.level
-    bad = (mask & np.uint16(UNUSABLE_BITS)) != 0
+    shape = science.data.shape
+    new, variance, filled = (np.empty(shape, np.float32) for _ in range(3))
+    ignore, bad = np.empty(shape, bool), np.empty(shape, bool)
     rms = science.background.rms
-    ignore = (mask & np.uint16(BAD_BITS | SOURCE_BITS)) != 0
-    ignore |= new > 5 * rms
-    new -= mesh_level(new - template, ignore, config.background_cell)
-    variance = rms * rms
-    # Photons of sources; pixels below 2 sigma are sky, whose noise the r.m.s. has already.
-    variance += np.where(new > 2 * rms, new, np.float32(0)) * np.float32(1.0 / science.gain)
-    np.copyto(variance, np.float32(science.background.sigma**2), where=~np.isfinite(variance))
-    unc = np.asarray(resample_nearest(reference.unc, map_y, map_x, np.nan), np.float32)
-    reference_variance = (unc * np.float32(match.flux_scale)) ** 2
+    for rows in _row_blocks(shape[0]):
+        np.subtract(science.data[rows], science.background.level[rows], out=new[rows])
+        bad[rows] = (mask[rows] & np.uint16(UNUSABLE_BITS)) != 0
+        ignore[rows] = (mask[rows] & np.uint16(BAD_BITS | SOURCE_BITS)) != 0
+        ignore[rows] |= new[rows] > 5 * rms[rows]
+        np.subtract(new[rows], template[rows], out=filled[rows])
+    level = mesh_level(filled, ignore, config.background_cell)
+    reference_variance = np.asarray(resample_nearest(reference.unc, map_y, map_x, np.nan), np.float32)
     known = reference_variance[::8, ::8][np.isfinite(reference_variance[::8, ::8])]
     typical = np.float32(np.median(known) if known.size else 0)
-    np.copyto(reference_variance, typical, where=~np.isfinite(reference_variance))
-    # Where either image is unusable both get the same value: nothing to subtract, nothing to ring.
-    filled = np.where(np.isfinite(template), template, np.where(np.isfinite(new), new, np.float32(0)))
-    both = np.where(bad, filled, new)
-    return _Prepared(both, filled, variance, reference_variance, bad)
+    for rows in _row_blocks(shape[0]):
+        n, t, v, r = new[rows], template[rows], variance[rows], reference_variance[rows]
+        n -= level[rows]
+        np.square(rms[rows], out=v)
+        # Photons of sources; pixels below 2 sigma are sky, whose noise the r.m.s. has already.
+        v += np.where(n > 2 * rms[rows], n, np.float32(0)) * np.float32(1.0 / science.gain)
+        np.copyto(v, np.float32(science.background.sigma**2), where=~np.isfinite(v))
+        np.copyto(r, typical, where=~np.isfinite(r))
+        r *= np.float32(match.flux_scale)
+        np.square(r, out=r)
+        # Where either image is unusable both get the same value: nothing to subtract, nothing to ring.
+        filled[rows] = np.where(np.isfinite(t), t, np.where(np.isfinite(n), n, np.float32(0)))
+        np.copyto(n, filled[rows], where=bad[rows])
+    return _Prepared(new, filled, variance, reference_variance, bad)
+
+
+def _row_blocks(n: int, rows: int = 64) -> list[slice]:
+    """Slices of rows small enough that what is made of them on the way stays in the processor's cache."""
+    return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
 
 class _Tiles:
@@ -185,8 +199,6 @@ class _Tiles:
         self.n += self.n % 2  # odd sizes shift D against S (ztf-facts §5.3)
         while fft.next_fast_len(self.n, real=True) != self.n or self.n % 2:
             self.n += 1
-        smallest = min(int(np.diff(np.append(v, n)).min()) for v, n in ((self.ys, shape[0]), (self.xs, shape[1])))
-        self.pad = (self.n - smallest) // 2 + 1
         self.plan = Plan(self.n, WORK)
         self.data, self.variance, self.score, self.score_variance = (np.zeros(shape, np.float32) for _ in range(4))
 
@@ -203,8 +215,6 @@ class _Tiles:
         qx, qy = map_x[iy, ix].astype(float), map_y[iy, ix].astype(float)
         new_psfs = science.psf.stamps(grid_x, grid_y, WORK, subpixel=False)
         reference_psfs = resampled_psfs(reference.psf, qx, qy)
-        new, template = _pad(ready.new, self.pad), _pad(ready.reference, self.pad)
-        new_variance, template_variance = _pad(ready.new_variance, self.pad), _pad(ready.reference_variance, self.pad)
         psfs = np.empty((len(grid_x), WORK, WORK), np.float32)
         done = np.zeros(len(grid_x), bool)
         built = _built_transfer(self.n, reference)
@@ -215,16 +225,14 @@ class _Tiles:
             seam = self.config.seam
             if ready.unusable[max(y0 - seam, 0) : y1 + seam, max(x0 - seam, 0) : x1 + seam].all():
                 continue
-            # Window of the padded images with the tile in its middle.
+            # Window with the tile in its middle.
             oy, ox = y0 - (self.n - (y1 - y0)) // 2, x0 - (self.n - (x1 - x0)) // 2
-            oy, ox = oy + self.pad, ox + self.pad
-            cut = np.s_[oy : oy + self.n, ox : ox + self.n]
             clean = ~ready.unusable[y0:y1:4, x0:x1:4]
             tile = TileInput(
-                new=new[cut],
-                reference=template[cut],
-                new_variance=new_variance[cut],
-                reference_variance=template_variance[cut],
+                new=_window(ready.new, oy, ox, self.n),
+                reference=_window(ready.reference, oy, ox, self.n),
+                new_variance=_window(ready.new_variance, oy, ox, self.n),
+                reference_variance=_window(ready.reference_variance, oy, ox, self.n),
                 new_psf=new_psfs[k],
                 reference_psf=reference_psfs[k],
                 new_sigma=_noise(ready.new_variance[y0:y1:4, x0:x1:4], clean),
@@ -234,7 +242,7 @@ class _Tiles:
             )
             result = subtract_tile(tile, self.plan)
             psfs[k], done[k] = result.psf, True
-            self._add(result, (y0, y1, x0, x1), (oy - self.pad, ox - self.pad))
+            self._add(result, (y0, y1, x0, x1), (oy, ox))
         for k in np.flatnonzero(~done).tolist():  # a tile without data has the PSF of the nearest one with
             away = np.hypot(grid_x - grid_x[k], grid_y - grid_y[k])
             psfs[k] = psfs[int(np.argmin(np.where(done, away, np.inf)))]
@@ -247,17 +255,17 @@ class _Tiles:
         half = self.config.seam // 2
         top, bottom = (y0 - half if y0 > 0 else 0), (y1 + half if y1 < self.shape[0] else y1)
         left, right = (x0 - half if x0 > 0 else 0), (x1 + half if x1 < self.shape[1] else x1)
-        wy = _ramp(bottom - top, 2 * half, y0 > 0, y1 < self.shape[0])
-        wx = _ramp(right - left, 2 * half, x0 > 0, x1 < self.shape[1])
-        weight = wy[:, None] * wx
         source = np.s_[top - origin[0] : bottom - origin[0], left - origin[1] : right - origin[1]]
+        neighbours = (y0 > 0, y1 < self.shape[0], x0 > 0, x1 < self.shape[1])
         for total, part in (
             (self.data, result.difference),
             (self.variance, result.variance),
             (self.score, result.score),
             (self.score_variance, result.score_variance),
         ):
-            total[top:bottom, left:right] += weight * part[source]
+            piece = part[source]
+            _fade(piece, 2 * half, neighbours)
+            total[top:bottom, left:right] += piece
 
     def finish(self, unusable: NDArray[np.bool_]) -> tuple[F32, F32, F32, F32]:
         """D, its sigma, S and S_corr with the unusable pixels and their surroundings NaN."""
@@ -277,20 +285,32 @@ def _tile_starts(n: int, tile: int) -> NDArray[np.int64]:
     return np.linspace(0, n, count + 1).astype(np.int64)[:-1]
 
 
-def _ramp(n: int, seam: int, before: bool, after: bool) -> F32:
-    """1 inside, falling linearly over ``seam`` px at the sides that have a neighbour; two of them add up to 1."""
-    weight = np.ones(n, np.float32)
-    rise = (np.arange(seam, dtype=np.float32) + 0.5) / np.float32(max(seam, 1))
-    if before and seam:
-        weight[:seam] = rise
-    if after and seam:
-        weight[-seam:] = rise[::-1]
-    return weight
+def _fade(piece: F32, seam: int, neighbours: tuple[bool, bool, bool, bool]) -> None:
+    """Let a tile fall off linearly, in place, over ``seam`` px at the sides (top, bottom, left, right) that have a
+    neighbour: the two add up to 1."""
+    if seam == 0:
+        return
+    rise = (np.arange(seam, dtype=np.float32) + np.float32(0.5)) / np.float32(seam)
+    top, bottom, left, right = neighbours
+    if top:
+        piece[:seam] *= rise[:, None]
+    if bottom:
+        piece[-seam:] *= rise[::-1, None]
+    if left:
+        piece[:, :seam] *= rise
+    if right:
+        piece[:, -seam:] *= rise[::-1]
 
 
-def _pad(image: F32, n: int) -> F32:
-    """The image with ``n`` px of its own mirror image around it (symmetric: the sky goes on as sky)."""
-    return np.pad(image, n, mode="symmetric")
+def _window(image: F32, y0: int, x0: int, n: int) -> F32:
+    """The n x n window that starts at a pixel; beyond the image its mirror image (sky goes on as sky)."""
+    ny, nx = image.shape
+    y1, x1 = y0 + n, x0 + n
+    inner = image[max(y0, 0) : min(y1, ny), max(x0, 0) : min(x1, nx)]
+    if inner.shape == (n, n):
+        return inner
+    pads = (max(-y0, 0), max(y1 - ny, 0)), (max(-x0, 0), max(x1 - nx, 0))
+    return np.pad(inner, pads, mode="symmetric")
 
 
 def _noise(variance: F32, clean: NDArray[np.bool_]) -> float:
