@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
@@ -181,7 +182,8 @@ def write_packet(
 ) -> None:
     """Write one packet; the name appears only when the file is complete.
 
-    The file depends on nothing but its arguments: no date, no checksum card with a date.
+    Every HDU carries CHECKSUM and DATASUM. The file depends on nothing but its arguments: the checksum's comment,
+    where the library would write the date, says what made it.
     """
     hdus: list[fits.hdu.base._BaseHDU] = [fits.PrimaryHDU(header=header)]
     compressed = path.name.endswith(".fz")
@@ -201,5 +203,11 @@ def write_packet(
             hdus.append(fits.ImageHDU(data, extension))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    fits.HDUList(hdus).writeto(partial, overwrite=True, output_verify="exception")
+    written = io.BytesIO()
+    fits.HDUList(hdus).writeto(written, output_verify="exception")
+    as_is = {"disable_image_compression": True, "do_not_scale_image_data": True, "lazy_load_hdus": False}
+    with fits.open(io.BytesIO(written.getvalue()), memmap=False, **as_is) as complete:
+        for hdu in complete:
+            hdu.add_checksum(when="simulated")
+        complete.writeto(partial, overwrite=True)
     partial.replace(path)

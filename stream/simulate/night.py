@@ -87,6 +87,7 @@ def paint_quadrant(plan: NightPlan, exposure: SimExposure, rcid: int) -> tuple[F
 def _paint_fixed(plan: NightPlan, exposure: SimExposure, rcid: int, image: F32, wcs: Wcs, psf: PsfField) -> Columns:
     """Stars, galaxies, variables, transients and naked-eye stars with halos."""
     table = np.concatenate([sky_of(plan, exposure, rcid), bright_stars(plan)])
+    table = table[wcs.is_near(table["ra"], table["dec"])]
     mag, colour = magnitudes_at(table, exposure.jd_mid, exposure.fid)
     magzp, clrcoeff = zeropoint(plan, exposure, rcid)
     flux = 10 ** (0.4 * (magzp + clrcoeff * colour - mag))
@@ -132,7 +133,7 @@ def _paint_movers(plan: NightPlan, exposure: SimExposure, rcid: int, image: F32,
         ny, nx = image.shape
         for mover in movers(plan):
             ra, dec, mags = mover.at(exposure.jd_mid)
-            if not _is_near(plan, wcs, ra, dec):
+            if not wcs.is_near(ra, dec):
                 continue
             ends = [mover.at(exposure.jd_mid + side * half)[:2] for side in (-1, 0, 1)]
             xs, ys = wcs.to_pixel([end[0] for end in ends], [end[1] for end in ends])
@@ -153,14 +154,6 @@ def _paint_movers(plan: NightPlan, exposure: SimExposure, rcid: int, image: F32,
             })  # fmt: skip
     columns: Columns = {key: [row[key] for row in rows] for key in (rows[0] if rows else {"truth_id": 0})}
     return {**columns, **_who(exposure, rcid)}
-
-
-def _is_near(plan: NightPlan, wcs: Wcs, ra: float, dec: float) -> bool:
-    """Whether a sky position is within a quadrant's diagonal of its centre: elsewhere a WCS need not be invertible."""
-    centre_ra, centre_dec = (float(value) for value in wcs.wcs.wcs.crval)
-    east = ((ra - centre_ra + 180) % 360 - 180) * math.cos(math.radians(centre_dec))
-    size = max(plan.camera.nx, plan.camera.ny) * plan.camera.pixel_scale / 3600.0
-    return math.hypot(east, dec - centre_dec) < 0.8 * size + 0.06
 
 
 def _paint_satellite(plan: NightPlan, exposure: SimExposure, rcid: int, image: F32) -> list[Columns]:

@@ -36,6 +36,18 @@ class Wcs:
     wcs: WCS
     header: str  # JSON object of the cards
 
+    def is_near(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.bool_]:
+        """Whether sky positions (deg) lie within 0.8 sides of the centre, or 0.2 deg if that is more.
+
+        Further out the distortion's polynomial means nothing and cannot be inverted.
+        """
+        centre_ra, centre_dec = (float(value) for value in self.wcs.wcs.crval)
+        east = (np.asarray(ra, float) - centre_ra + 180) % 360 - 180
+        east = east * math.cos(math.radians(centre_dec))
+        side = 2 * float(max(self.wcs.wcs.crpix)) * math.sqrt(abs(float(np.linalg.det(self.wcs.wcs.cd))))
+        near: NDArray[np.bool_] = np.hypot(east, np.asarray(dec, float) - centre_dec) < max(0.8 * side, 0.2)
+        return near
+
     def to_pixel(self, ra: ArrayLike, dec: ArrayLike) -> tuple[F64, F64]:
         """Places (px, first is 0) of sky positions (deg)."""
         if np.size(ra) == 0:

@@ -22,7 +22,7 @@ BATCH_PIXELS = 60_000  # keeps a batch's scratch arrays in the processor's cache
 HALO_RADIUS = 367.0  # arcsec, measured around stars of V <= 6.5 in real masks
 HALO_LIGHT = 2e-8  # of the star's flux per pixel: some DN for V = 6
 GALAXY_SIGMAS = np.array([0.06, 0.18, 0.45, 0.95, 1.8])  # Gaussians of a galaxy, in half-light radii
-PSF_SIGMAS = np.array([0.32, 0.55, 0.95, 2.2])  # of the PSF, in core scales
+PSF_SIGMAS = np.array([0.27, 0.43, 0.68, 1.15, 3.0])  # of the PSF, in core scales
 
 
 def add_stamps(image: F32, x: F64, y: F64, stamps: F32) -> None:

@@ -11,9 +11,11 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
+from astropy.io import fits
+from numpy.typing import NDArray
 
 from stream.core import identity
-from stream.core.camera import FULL, Camera, deproject
+from stream.core.camera import FULL, Camera, deproject, quadrant_layout
 from stream.core.errors import UsageError
 
 # Zero point (30 s, airmass 1) and colour coefficient per filter: the median real headers (g 26.4, r 26.2, i 25.6).
@@ -46,7 +48,7 @@ class NightPlan:
         Field of the survey's grid; 1 g, 2 r, 3 i.
     night : str
         UT date of the science exposures, YYYYMMDD.
-    n_science, n_reference, n_bias, n_flat : int
+    n_science, n_reference, n_bias, n_flat, n_dark : int
         Exposures of each sort. References lie 15 days to 1 day earlier and hold no transients. Calibration
         frames are of the afternoon of the first night, so that they precede every exposure.
     cadence : float
@@ -65,6 +67,8 @@ class NightPlan:
         Range of the FWHM in px, pixel included. References take the better half.
     sky : float or None
         DN per pixel in 30 s; None: dark sky of the filter.
+    cloud : float
+        Science exposures lose up to so many magnitudes, each its own.
     pointing_error, rotation : float
         Degrees; common to all exposures up to a few arcsec (guiding) and a few thousandths of a degree.
     bright_stars : int
@@ -88,6 +92,7 @@ class NightPlan:
     n_reference: int = 0
     n_bias: int = 5
     n_flat: int = 5
+    n_dark: int = 0
     cadence: float = 1800.0
     exptime: float = 30.0
     programid: int = 1
@@ -98,6 +103,7 @@ class NightPlan:
     star_density: float | None = None
     seeing: tuple[float, float] = (1.6, 3.0)
     sky: float | None = None
+    cloud: float = 0.0
     pointing_error: float = 0.04
     rotation: float = 0.1
     bright_stars: int = 0
@@ -111,7 +117,7 @@ class NightPlan:
             raise UsageError(f"qids {self.qids}: want numbers of 1..4")
         if self.fid not in identity.FILTER_CODES:
             raise UsageError(f"filter {self.fid}: want 1 (g), 2 (r) or 3 (i)")
-        if min(self.n_science, self.n_reference, self.n_bias, self.n_flat) < 0:
+        if min(self.n_science, self.n_reference, self.n_bias, self.n_flat, self.n_dark) < 0:
             raise UsageError("numbers of exposures cannot be negative")
         if not 1.2 <= self.seeing[0] <= self.seeing[1] <= 8.0:
             raise UsageError(f"seeing {self.seeing} px: want 1.2 <= low <= high <= 8")
@@ -206,8 +212,8 @@ class SimExposure:
 
     def name(self, ccdid: int) -> str:
         """Packet name without extension."""
-        kind = {"object": "o", "bias": "b", "flat": "f"}[self.imgtype]
-        code = "bi" if self.imgtype == "bias" else identity.FILTER_CODES[self.fid]
+        kind = {"object": "o", "bias": "b", "flat": "f", "dark": "d"}[self.imgtype]
+        code = {"bias": "bi", "dark": "dk"}.get(self.imgtype, identity.FILTER_CODES[self.fid])
         return f"ztf_{self.stamp}_{self.field:06d}_{code}_c{ccdid:02d}_{kind}"
 
 
@@ -235,12 +241,72 @@ def _time(midnight: float, seconds: float) -> tuple[float, str]:
 
 
 def common_error(plan: NightPlan) -> tuple[float, float, float]:
-    """Pointing error (xi, eta; deg) and rotation (deg) that all exposures of the plan share."""
+    """Pointing error (xi, eta; deg) and rotation (deg) that all exposures of the plan share.
+
+    With a source list it is such that the list fills its quadrant.
+    """
     rng = seeded(plan.seed, "pointing", plan.field)
     angle = rng.uniform(0, 2 * math.pi)
     size = plan.pointing_error * rng.uniform(0.7, 1.0)
     sign = 1.0 if rng.uniform() < 0.5 else -1.0
-    return size * math.cos(angle), size * math.sin(angle), sign * plan.rotation * rng.uniform(0.7, 1.0)
+    rotation = sign * plan.rotation * rng.uniform(0.7, 1.0)
+    if plan.source_list is None:
+        return size * math.cos(angle), size * math.sin(angle), rotation
+    listed = read_source_list(plan)
+    xi, eta = project(*field_centre(plan.field), *listed.middle)
+    layout_xi, layout_eta = quadrant_layout()[listed.rcid]
+    c, s = math.cos(math.radians(rotation)), math.sin(math.radians(rotation))
+    return xi - float(c * layout_xi - s * layout_eta), eta - float(s * layout_xi + c * layout_eta), rotation
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SourceList:
+    """A reference PSF catalogue of the survey: its quadrant, sky positions (deg) and magnitudes (PS1-like)."""
+
+    rcid: int
+    ra: NDArray[np.float64]
+    dec: NDArray[np.float64]
+    mag: NDArray[np.float64]
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        """Middle of the region that the list covers (deg)."""
+        return float(self.ra.min() + self.ra.max()) / 2, float(self.dec.min() + self.dec.max()) / 2
+
+
+@lru_cache(maxsize=2)
+def read_source_list(plan: NightPlan) -> SourceList:
+    """The plan's source list.
+
+    Raises
+    ------
+    UsageError
+        The plan has none, the file is no such catalogue, or it is of another field, filter or CCD.
+    """
+    path = plan.source_list
+    if path is None:
+        raise UsageError("the plan names no source list")
+    try:
+        with fits.open(path) as hdus:
+            header, rows = hdus[0].header, np.asarray(hdus["PSF_CATALOG"].data)
+            field, fid, rcid = (int(header[key]) for key in ("FIELDID", "FILTERID", "RCID"))
+            mag = rows["mag"].astype(float) + float(header["MAGZP"])
+            ra, dec = rows["ra"].astype(float), rows["dec"].astype(float)
+    except (OSError, KeyError, ValueError) as error:
+        raise UsageError(f"{path} is not a reference PSF catalogue: {error}") from error
+    ccd, qid = identity.ccd_qid_of(rcid)
+    if (field, fid) != (plan.field, plan.fid) or rcid not in plan.rcids:
+        raise UsageError(f"{path} is of field {field}, filter {fid}, CCD {ccd}, quadrant {qid}: plan the same")
+    return SourceList(rcid, ra, dec, mag)
+
+
+def project(ra0: float, dec0: float, ra: float, dec: float) -> tuple[float, float]:
+    """Gnomonic offset (xi, eta; deg) of a sky position from a tangent point (deg): ``deproject`` undone."""
+    d0, d, dra = math.radians(dec0), math.radians(dec), math.radians(ra - ra0)
+    denominator = math.sin(d0) * math.sin(d) + math.cos(d0) * math.cos(d) * math.cos(dra)
+    xi = math.cos(d) * math.sin(dra) / denominator
+    eta = (math.cos(d0) * math.sin(d) - math.sin(d0) * math.cos(d) * math.cos(dra)) / denominator
+    return math.degrees(xi), math.degrees(eta)
 
 
 def _on_sky(plan: NightPlan, role: str, index: int, midnight: float, seconds: float) -> SimExposure:
@@ -253,6 +319,8 @@ def _on_sky(plan: NightPlan, role: str, index: int, midnight: float, seconds: fl
     low, high = plan.seeing
     if role == "ref":
         high = 0.5 * (low + high)
+    transparency = abs(rng.normal(0, 0.03))
+    cloud = rng.uniform(0, plan.cloud) if role == "sci" else 0.0
     dark = (plan.sky if plan.sky is not None else DARK_SKY[plan.fid]) * plan.exptime / 30.0
     return SimExposure(
         role=role,
@@ -268,7 +336,7 @@ def _on_sky(plan: NightPlan, role: str, index: int, midnight: float, seconds: fl
         dec=dec,
         airmass=round(1.0 + rng.uniform(0.05, 0.5), 3),
         seeing=rng.uniform(low, high),
-        transparency=abs(rng.normal(0, 0.03)),
+        transparency=transparency + cloud,
         sky=dark * rng.uniform(0.85, 1.2),
         gradient=(rng.normal(0, 0.02), rng.normal(0, 0.02)),
         error=(xi + guiding[0], eta + guiding[1]),
@@ -283,7 +351,11 @@ def schedule(plan: NightPlan) -> tuple[SimExposure, ...]:
     first = min([*nights, plan.midnight])
     exposures: list[SimExposure] = []
     hour = 0.6 * 3600.0  # the afternoon at Palomar, before any sky exposure
-    for imgtype, count, exptime in (("bias", plan.n_bias, 0.0), ("flat", plan.n_flat, 10.0)):
+    for imgtype, count, exptime in (
+        ("bias", plan.n_bias, 0.0),
+        ("dark", plan.n_dark, 30.0),
+        ("flat", plan.n_flat, 10.0),
+    ):
         for i in range(count):
             jd, stamp = _time(first, hour)
             hour += 25.0 + exptime

@@ -10,12 +10,10 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from astropy.io import fits
 from numpy.typing import NDArray
 
 from stream.core import identity
 from stream.core.camera import deproject
-from stream.core.errors import UsageError
 from stream.simulate.optics import noise_area, quadrant_tangent, true_wcs
 from stream.simulate.plan import (
     BASE_ZEROPOINT,
@@ -25,6 +23,7 @@ from stream.simulate.plan import (
     SimExposure,
     common_error,
     field_centre,
+    read_source_list,
     schedule,
     seeded,
 )
@@ -174,32 +173,15 @@ def _vary(table: Table, rng: np.random.Generator) -> None:
 
 @lru_cache(maxsize=2)
 def listed_sky(plan: NightPlan) -> Table:
-    """Stars of a survey reference catalogue, with colours and motions drawn for them.
-
-    Raises
-    ------
-    UsageError
-        The file is not such a catalogue, or not of the plan's field and filter.
-    """
-    path = plan.source_list
-    if path is None:
-        return empty_sky()
-    try:
-        with fits.open(path) as hdus:
-            header, rows = hdus[0].header, np.asarray(hdus["PSF_CATALOG"].data)
-            zero, field, fid = float(header["MAGZP"]), int(header["FIELDID"]), int(header["FILTERID"])
-            mag, ra, dec = rows["mag"] + zero, rows["ra"].astype(float), rows["dec"].astype(float)
-    except (OSError, KeyError, ValueError) as error:
-        raise UsageError(f"{path} is not a reference PSF catalogue: {error}") from error
-    if (field, fid) != (plan.field, plan.fid):
-        raise UsageError(f"{path} is of field {field} and filter {fid}: plan the same")
-    mag = mag.astype(float)
+    """Stars of a survey reference catalogue, with colours and motions drawn for them."""
+    listed = read_source_list(plan)
+    mag = listed.mag
     table = empty_sky(len(mag))
     rng = seeded(plan.seed, "listed", plan.field)
     mags = _star_colours(rng, mag)
-    table["mags"] = mags + (mag - mags[:, fid - 1])[:, None]  # the list's filter as listed
+    table["mags"] = mags + (mag - mags[:, plan.fid - 1])[:, None]  # the list's filter as listed
     table["truth_id"] = 6_000_000_000 + np.arange(len(mag))
-    table["ra"], table["dec"] = ra, dec
+    table["ra"], table["dec"] = listed.ra, listed.dec
     _kinematics(table, rng)
     return table
 
