@@ -21,6 +21,8 @@ PV_NUMBERS = (0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 15, 16)
 MAX_DEGREE = 4
 # Digits kept in headers. The fit is rounded to them, so that a WCS read back is the WCS that was fitted.
 SIGNIFICANT_DIGITS = 12
+# Beyond this from the tangent point nothing is on a quadrant (half diagonal 0.61 deg) or its reference.
+MAX_OFFSET_DEG = 2.0
 CRVAL_DECIMALS = 9  # 4 microarcsec
 
 
@@ -112,19 +114,11 @@ def pixel_positions(wcs: WCS, ra: ArrayLike, dec: ArrayLike) -> tuple[F64, F64]:
     x, y = np.full(ras.shape, np.nan), np.full(ras.shape, np.nan)
     if ras.size == 0:
         return x, y
-    # One place without an inverse makes the library refuse all: ask only for those near the tangent point.
+    # Far off, a polynomial has spurious inverses: a place degrees away must not land on the image.
     xi, eta = project(ras, decs, float(wcs.wcs.crval[0]), float(wcs.wcs.crval[1]))
-    near = np.hypot(xi, eta) < 5.0
-    if not near.any():
-        return x, y
-    try:
+    near = np.hypot(xi, eta) < MAX_OFFSET_DEG
+    if near.any():
         x[near], y[near] = wcs.wcs_world2pix(ras[near], decs[near], 0)
-    except Exception:  # the library's errors for this share no base class
-        for i in np.flatnonzero(near):
-            try:
-                x[i], y[i] = (float(v) for v in wcs.wcs_world2pix(ras[i], decs[i], 0))
-            except Exception:  # stays NaN, as documented
-                continue
     return x, y
 
 
