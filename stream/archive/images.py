@@ -135,7 +135,7 @@ def _coarse(image: F32) -> F32:
 
 
 def _fine(cells: F32, shape: tuple[int, int]) -> F32:
-    """A map of cells at every pixel: bilinear between the cells' centres, level beyond the last."""
+    """A map of cells at every pixel: bilinear between the cells' centres, and on in the same slope."""
     places = [(np.arange(n) + 0.5) / _SKY_CELL - 0.5 for n in shape]
     rows = _interpolate(cells.astype(np.float64), places[0])
     return np.ascontiguousarray(_interpolate(rows.T, places[1]).T, dtype=np.float32)
@@ -144,7 +144,7 @@ def _fine(cells: F32, shape: tuple[int, int]) -> F32:
 def _interpolate(rows: np.ndarray, at: np.ndarray) -> np.ndarray:
     first = np.clip(np.floor(at).astype(int), 0, max(len(rows) - 2, 0))
     last = np.minimum(first + 1, len(rows) - 1)
-    weight = np.clip(at - first, 0.0, 1.0)[:, None].astype(np.float32)
+    weight = (at - first if len(rows) > 1 else np.zeros_like(at))[:, None].astype(np.float32)
     low, high = rows[first].astype(np.float32), rows[last].astype(np.float32)
     out: np.ndarray = low + weight * (high - low)
     return out
