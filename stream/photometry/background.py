@@ -21,15 +21,18 @@ from stream.core.records import F32, U16, Background
 
 # Mesh side, px: a few times the survey's halos of ordinary stars, small against moonlight gradients.
 BOX = 128
-# Samples a mesh side: 4096 pixels give the level to 0.02 sigma before smoothing; more only costs time.
-SAMPLES = 64
+# Samples of the whole image, and the fewest of one mesh (a side): 4096 pixels give the level to 0.02 sigma before
+# smoothing; more only costs time. Small images are sampled fully.
+ALL_SAMPLES, SAMPLES = 2_400_000, 64
 # A mesh with fewer good samples than this takes its neighbours' level.
 MIN_SAMPLES = 200
 CLIP = 3.0
 # Meshes further than this from their 3 x 3 median (robust sigma of such distances) are taken for contaminated.
 OUTLIER = 3.0
-# Gaussian width, in meshes, of the local planes: noise as that of a 3 x 3 median, no bias in a gradient.
-PLANE_WIDTH = 0.7
+# ... unless by less than this part of the noise, which no flux would notice.
+TOLERANCE = 0.1
+# Gaussian width, in meshes, of the local parabolas: noise as that of a 3 x 3 median, no bias in a gradient or bowl.
+WIDTH = 1.0
 # A Gaussian clipped at 3 sigma until it settles keeps this part of its standard deviation.
 CLIPPED_STD = 0.9850
 # Halos, ghosts and uneven response lie on top of a sky that is to be subtracted with them.
@@ -69,7 +72,8 @@ def estimate_background(data: F32, mask: U16, box: int = BOX) -> Background:
             usable=float(np.isfinite(samples).mean()),
         )
     median, skew, rms = _fill(median), _fill(skew), _fill(rms)
-    level, rms = _smooth(_mode(median, skew, rms)), _smooth(rms)
+    tolerance = TOLERANCE * float(np.median(rms))
+    level, rms = (_smooth(grid, tolerance) for grid in (_mode(median, skew, rms), rms))
     wy, wx = _weights(data.shape[0], level.shape[0]), _weights(data.shape[1], level.shape[1])
     level_map = _expand(level, wy, wx)
     rms_map = _expand(rms, wy, wx)
@@ -80,9 +84,10 @@ def estimate_background(data: F32, mask: U16, box: int = BOX) -> Background:
 def _mesh_samples(data: F32, mask: U16, box: int) -> F32:
     """Evenly spread pixels of each mesh, (my, mx, n), NaN where unusable."""
     chosen = []
-    for n in data.shape:
-        meshes = max(round(n / box), 1)
-        per_mesh = min(SAMPLES, n // meshes)
+    counts = [max(round(n / box), 1) for n in data.shape]
+    side = max(SAMPLES, int(np.sqrt(ALL_SAMPLES / (counts[0] * counts[1]))))
+    for n, meshes in zip(data.shape, counts, strict=True):
+        per_mesh = min(side, n // meshes)
         edges = np.linspace(0, n, meshes + 1)
         inside = (np.arange(per_mesh) + 0.5) / per_mesh
         chosen.append((edges[:-1, None] + inside * np.diff(edges)[:, None]).astype(int))
@@ -162,24 +167,24 @@ def _fill(grid: NDArray[np.float64]) -> NDArray[np.float64]:
     return filled
 
 
-def _smooth(grid: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Local planes through the meshes, outliers replaced: no hill under a bright star, no step at the image's edge."""
+def _smooth(grid: NDArray[np.float64], tolerance: float) -> NDArray[np.float64]:
+    """Local parabolas through the meshes, outliers replaced: no hill under a bright star, no step at the image's edge."""
     if min(grid.shape) < 3:
         return np.full_like(grid, np.median(grid)) if grid.size > 2 else grid
     # Odd reflection: a gradient that runs over the edge is no outlier there.
     around = np.lib.stride_tricks.sliding_window_view(np.pad(grid, 1, mode="reflect", reflect_type="odd"), (3, 3))
     median = np.median(around, axis=(2, 3))
     scatter = 1.4826 * np.median(np.abs(grid - median))
-    steady = np.where(np.abs(grid - median) > OUTLIER * scatter, median, grid)
+    steady = np.where(np.abs(grid - median) > max(OUTLIER * scatter, tolerance), median, grid)
     ny, nx = grid.shape
     padded = np.pad(np.stack([steady, np.ones_like(steady)]), ((0, 0), (2, 2), (2, 2)))
-    normal = np.zeros((ny, nx, 3, 3))
-    right = np.zeros((ny, nx, 3))
+    normal = np.zeros((ny, nx, 6, 6)) + 1e-6 * np.eye(6)  # a row of meshes alone determines no parabola
+    right = np.zeros((ny, nx, 6))
     for dy in range(-2, 3):
         for dx in range(-2, 3):
-            weight = np.exp(-0.5 * (dx * dx + dy * dy) / PLANE_WIDTH**2)
+            weight = np.exp(-0.5 * (dx * dx + dy * dy) / WIDTH**2)
             value, inside = padded[:, 2 + dy : 2 + dy + ny, 2 + dx : 2 + dx + nx]
-            term = np.array([1.0, dx, dy])
+            term = np.array([1.0, dx, dy, dx * dx, dx * dy, dy * dy])
             normal += weight * inside[..., None, None] * np.outer(term, term)
             right += weight * value[..., None] * term
     return np.asarray(np.linalg.solve(normal, right[..., None])[..., 0, 0], np.float64)

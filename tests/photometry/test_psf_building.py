@@ -1,0 +1,141 @@
+"""The PSF against the one that painted the image: width, shape, flux at all sub-pixel phases, bad stars, few stars."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from photometry_truth import GAIN, READNOISE, SATURATE, SKY, make_truth, true_psf
+from synthetic import add_noise, paint
+
+from stream.core.errors import PhotometryError
+from stream.core.flags import Mask
+from stream.core.psf import PsfModel, gaussian_psf
+from stream.photometry import build_psf, detect, estimate_background, forced_fluxes
+
+SHAPE = (512, 512)
+
+
+def build(data: np.ndarray, mask: np.ndarray | None = None, saturate: float = SATURATE) -> PsfModel:
+    mask = np.zeros(data.shape, np.uint16) if mask is None else mask
+    background = estimate_background(data, mask)
+    found = detect(data, background, mask)
+    return build_psf(data, background, found, mask, GAIN, READNOISE, saturate)
+
+
+def phase_ratios(model: PsfModel, truth: PsfModel) -> np.ndarray:
+    """Flux that the model measures on noise-free stars of the true PSF, at all phases of a pixel and over the image."""
+    phase = np.linspace(-0.5, 0.5, 9)
+    x, y = (g.ravel() for g in np.meshgrid(np.linspace(60, 450, 9).round() + phase, np.linspace(60, 450, 9).round() + phase))
+    ratios = []
+    for xi, yi in zip(x, y, strict=True):
+        image = paint(SHAPE, np.array([xi]), np.array([yi]), np.array([1e4]), truth, 31).astype(np.float32)
+        # Weights of a star of moderate S/N: sky and its own light.
+        sigma = np.sqrt(SKY / GAIN + np.maximum(image, 0) / GAIN).astype(np.float32)
+        shifts = np.linspace(-0.06, 0.06, 5)
+        gx, gy = (g.ravel() for g in np.meshgrid(xi + shifts, yi + shifts))
+        flux, _, chi = forced_fluxes(image, sigma, model, gx, gy, 11)
+        ratios.append(flux[np.argmin(chi)] / 1e4)
+    return np.array(ratios)
+
+
+@pytest.mark.parametrize("fwhm", [1.7, 2.2, 3.0])
+def test_width_and_flux_at_every_phase(fwhm: float) -> None:
+    truth = make_truth(fwhm, n=220, seed=11)
+    model = build(truth.data)
+    assert model.fwhm == pytest.approx(truth.psf.fwhm, rel=0.015)
+    ratio = phase_ratios(model, truth.psf)
+    assert abs(ratio.mean() - 1) < 0.005
+    assert ratio.std() < 0.006
+    assert np.abs(ratio - 1).max() < 0.02
+    by_phase = ratio.reshape(9, 9)
+    assert np.abs(by_phase.mean(axis=0) - 1).max() < 0.01  # columns share the phase in x
+    assert np.abs(by_phase.mean(axis=1) - 1).max() < 0.01
+
+
+def test_core_and_wings_have_the_true_shape() -> None:
+    truth = make_truth(2.2, n=220, seed=12, vary=0.0)
+    model = build(truth.data)
+    found, expected = (psf.stamp(256, 256, 25).astype(float) for psf in (model, truth.psf))
+    assert found.sum() == pytest.approx(1, abs=1e-5)
+    assert np.abs(found - expected).max() < 0.02 * expected.max()
+    r = np.hypot(*(np.mgrid[:25, :25] - 12))
+    for inner, outer in ((4, 7), (7, 12)):
+        ring = (r >= inner) & (r < outer)
+        assert found[ring].sum() == pytest.approx(expected[ring].sum(), rel=0.25, abs=0.0005)
+
+
+def test_variation_over_the_image_is_followed() -> None:
+    truth = make_truth(2.4, n=260, seed=13, vary=0.1)
+    model = build(truth.data)
+    assert model.degree >= 1
+    places = np.array([40.0, 470.0]), np.array([256.0, 256.0])
+    assert model.widths(*places) == pytest.approx(truth.psf.widths(*places), rel=0.025)
+
+
+def test_galaxies_blends_and_cosmic_rays_stay_out() -> None:
+    truth = make_truth(2.2, n=120, seed=14, vary=0.0)
+    rng = np.random.default_rng(3)
+    x, y = rng.uniform(20, 490, (2, 60))
+    galaxies = paint(SHAPE, x, y, np.exp(rng.uniform(7.5, 10, 60)), gaussian_psf(4.0, SHAPE), 41)
+    pairs = rng.uniform(20, 490, (2, 20))
+    blends = sum(paint(SHAPE, pairs[0] + dx, pairs[1], np.full(20, 8000.0), truth.psf, 31) for dx in (0, 2.6))
+    data = (truth.data + add_noise(galaxies + blends, 0, GAIN, 0, 5)).astype(np.float32)
+    rows, columns = rng.integers(20, 490, (2, 40))
+    data[rows, columns] += 4000
+    model = build(data)
+    assert model.fwhm == pytest.approx(truth.psf.fwhm, rel=0.025)
+    assert phase_ratios(model, truth.psf).mean() == pytest.approx(1, abs=0.01)
+
+
+def test_saturated_and_flagged_stars_stay_out() -> None:
+    truth = make_truth(2.2, n=160, seed=15, flux=(2000.0, 60_000.0), vary=0.0)
+    peak = 0.6 * float(truth.data.max())
+    clipped, mask = np.minimum(truth.data, peak), truth.mask.copy()
+    model = build(clipped, mask, saturate=peak)
+    assert phase_ratios(model, truth.psf).mean() == pytest.approx(1, abs=0.006)
+    mask[:, 250:] = int(Mask.NOISY)
+    background = estimate_background(truth.data, truth.mask)
+    half = build_psf(truth.data, background, truth.detections_with(mask), mask, GAIN, READNOISE, SATURATE)
+    whole = build(truth.data)
+    assert half.n_stars < 0.7 * whole.n_stars
+
+
+@pytest.mark.parametrize("fwhm", [1.7, 2.6])
+def test_a_dozen_stars_suffice(fwhm: float) -> None:
+    truth = make_truth(fwhm, n=16, seed=16, flux=(5000.0, 50_000.0), vary=0.0)
+    model = build(truth.data)
+    assert model.degree == 0
+    assert 10 <= model.n_stars <= 16
+    assert model.fwhm == pytest.approx(truth.psf.fwhm, rel=0.03)
+    ratio = phase_ratios(model, truth.psf)
+    assert abs(ratio.mean() - 1) < 0.012
+    assert ratio.std() < 0.006
+
+
+def test_too_few_stars_is_a_clear_error() -> None:
+    truth = make_truth(2.2, n=8, seed=17, flux=(5000.0, 50_000.0))
+    with pytest.raises(PhotometryError, match="needs 10") as caught:
+        build(truth.data)
+    assert caught.value.context["n_stars"] < 10
+
+
+def test_no_detections_is_a_clear_error() -> None:
+    data = add_noise(np.zeros(SHAPE), SKY, GAIN, READNOISE, 1)
+    background = estimate_background(data, np.zeros(SHAPE, np.uint16))
+    truth = make_truth(2.2, n=30, seed=18)
+    with pytest.raises(PhotometryError, match="0 usable stars"):
+        build_psf(data, background, truth.detections[:0], truth.mask, GAIN, READNOISE, SATURATE)
+
+
+def test_same_input_same_bytes() -> None:
+    truth = make_truth(2.2, n=120, seed=19)
+    assert build(truth.data).basis.tobytes() == build(truth.data).basis.tobytes()
+
+
+def test_unknown_saturation_is_no_limit() -> None:
+    truth = make_truth(2.2, n=60, seed=20)
+    assert build(truth.data, saturate=float("nan")).n_stars >= 10
+
+
+def test_painted_truth_is_normalised() -> None:
+    assert true_psf(2.2, SHAPE).stamp(100, 100, 25).sum() == pytest.approx(1, abs=1e-5)
