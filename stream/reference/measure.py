@@ -13,10 +13,7 @@ from stream.core.errors import PhotometryError
 from stream.core.flags import Mask
 from stream.core.psf import PsfModel
 from stream.core.records import F32, SOURCE_DTYPE, Background, Row, Table
-from stream.photometry.background import estimate_background
-from stream.photometry.detect import detect
-from stream.photometry.measure import measure_sources
-from stream.photometry.psf import build_psf
+from stream.photometry import build_psf, detect, estimate_background, measure_sources
 
 DETECTION_SIGMA = 4.0  # as for science images
 

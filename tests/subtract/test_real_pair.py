@@ -14,10 +14,7 @@ from stream.core.errors import PhotometryError
 from stream.core.flags import Mask
 from stream.core.psf import PsfModel
 from stream.core.records import Astrometry, Exposure, Quadrant, ScienceImage, ZeroPoint
-from stream.photometry.background import estimate_background
-from stream.photometry.detect import detect
-from stream.photometry.measure import measure_sources
-from stream.photometry.psf import build_psf
+from stream.photometry import build_psf, detect, estimate_background, measure_sources
 from stream.reference import build_reference
 from stream.subtract import subtract
 
