@@ -163,13 +163,14 @@ def _arithmetic(c: Row) -> Iterator[str]:
         ("aimagerat", ("aimage", "fwhm"), lambda a, b: a / b),
         ("bimagerat", ("bimage", "fwhm"), lambda a, b: a / b),
         ("dsdiff", ("dsnrms", "ssnrms"), lambda a, b: a - b),
-        ("jdendhist", ("jd",), lambda a: a),
     )
     for name, operands, compute in checks:
         values = tuple(c[operand] for operand in operands)
         # The survey's own -999 stands for null in packets that were converted.
         if -999.0 not in (c[name], *values) and differs(name, values, compute):
             yield f"{name} {c[name]} does not follow from {', '.join(map('{} {}'.format, operands, values))}"
+    if c["jdendhist"] not in (None, c["jd"]):
+        yield f"jdendhist {c['jdendhist']} is not this exposure's jd {c['jd']}"
     x, y, edge = c["xpos"], c["ypos"], c["mindtoedge"]
     if None not in (x, y, edge):
         wanted = [min(x, y, cam.nx + 0.5 - x, cam.ny + 0.5 - y) for cam in CAMERAS.values()]

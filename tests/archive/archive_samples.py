@@ -85,7 +85,8 @@ def science(q: Quadrant | None = None, seed: int = 1) -> ScienceImage:
     mask = rng.integers(0, 65536, SHAPE).astype(np.uint16)
     zp = ZeroPoint(26.123784, 6.9e-5, 0.045652, -0.059691, 1.2e-4, -8.3e-5, "g - R", 189, 26.086, 26.08, 0.61, 0.7, 0.3)
     return ScienceImage(
-        q or quadrant(), data, mask, 6.2, 9.3, 59645.117, Background(level, np.full(SHAPE, 6.0, np.float32), 204.0, 6.0),
+        q or quadrant(), data, mask, 6.2, 9.3, 59645.117,
+        Background(level, np.full(SHAPE, 6.0, np.float32), 204.0, 6.0),
         varying_psf(), Astrometry(tpv_wcs(), 0.031, 0.042, 348, 1200, -120.5), zp, sources(), 20.41, 3,
         (-1.7, -1.0, -0.6, -0.25, -0.05, -0.02), (0.1, 0.1, 0.1, 0.1, 0.1, 0.1), ("69608002", "69608024"), ("no_flat",),
     )  # fmt: skip
