@@ -168,7 +168,7 @@ def _fill(grid: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _smooth(grid: NDArray[np.float64], tolerance: float) -> NDArray[np.float64]:
-    """Local parabolas through the meshes, outliers replaced: no hill under a bright star, no step at the image's edge."""
+    """Local parabolas through the meshes, outliers replaced: no hill under a bright star, no step at the edge."""
     if min(grid.shape) < 3:
         return np.full_like(grid, np.median(grid)) if grid.size > 2 else grid
     # Odd reflection: a gradient that runs over the edge is no outlier there.

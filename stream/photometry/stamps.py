@@ -50,7 +50,7 @@ def box_flags(mask: U16, x: F64, y: F64, *, edge: int | None = EDGE_FLAG) -> NDA
     ix, iy = nearest_pixels(x, y)
     index, inside = window_index(ix, iy, FLAG_BOX, (mask.shape[0], mask.shape[1]))
     bits = mask.reshape(-1)[index]
-    flags: NDArray[np.int32] = np.bitwise_or.reduce(bits.reshape(len(bits), -1), axis=1).astype(np.int32)
+    flags: NDArray[np.int32] = np.bitwise_or.reduce(bits, axis=(1, 2)).astype(np.int32)
     if edge is not None:
         flags[~inside.all(axis=(1, 2))] = edge
     return flags

@@ -25,7 +25,9 @@ def build(data: np.ndarray, mask: np.ndarray | None = None, saturate: float = SA
 def phase_ratios(model: PsfModel, truth: PsfModel) -> np.ndarray:
     """Flux that the model measures on noise-free stars of the true PSF, at all phases of a pixel and over the image."""
     phase = np.linspace(-0.5, 0.5, 9)
-    x, y = (g.ravel() for g in np.meshgrid(np.linspace(60, 450, 9).round() + phase, np.linspace(60, 450, 9).round() + phase))
+    x, y = (
+        g.ravel() for g in np.meshgrid(np.linspace(60, 450, 9).round() + phase, np.linspace(60, 450, 9).round() + phase)
+    )
     ratios = []
     for xi, yi in zip(x, y, strict=True):
         image = paint(SHAPE, np.array([xi]), np.array([yi]), np.array([1e4]), truth, 31).astype(np.float32)

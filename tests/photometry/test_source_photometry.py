@@ -1,0 +1,246 @@
+"""Source photometry against truth: fluxes, true errors, crowding, defects; apertures against photutils."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from astropy.wcs import WCS
+from photometry_truth import GAIN, READNOISE, SATURATE, SKY, Truth, make_truth
+from photutils.aperture import CircularAperture, aperture_photometry
+from scipy.spatial import cKDTree
+from synthetic import add_noise, paint
+
+from stream.core.errors import PhotometryError
+from stream.core.flags import SOURCE_BITS, Mask
+from stream.core.psf import gaussian_psf
+from stream.core.records import APERTURE_DIAMETERS, DETECTION_DTYPE, SOURCE_DTYPE, Table
+from stream.photometry import (
+    aperture_corrections,
+    build_psf,
+    detect,
+    estimate_background,
+    mark_sources,
+    measure_sources,
+    with_sky_positions,
+)
+
+
+def measure(truth: Truth, mask: np.ndarray | None = None, *, known_psf: bool = False) -> Table:
+    mask = truth.mask if mask is None else mask
+    args = (truth.data, truth.background)
+    psf = truth.psf if known_psf else build_psf(*args, truth.detections, mask, GAIN, READNOISE, SATURATE)
+    return measure_sources(*args, psf, truth.detections, mask, GAIN, READNOISE)[0]
+
+
+def match(truth: Truth, sources: Table, isolation: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of sources and stars that belong together and stand alone."""
+    stars = cKDTree(np.stack([truth.x, truth.y], axis=1))
+    places = np.stack([sources["x"], sources["y"]], axis=1)
+    distance, star = stars.query(places)
+    alone = np.array([len(near) == 1 for near in stars.query_ball_point(places, isolation)])
+    row = np.flatnonzero((distance < 1) & alone & np.isfinite(sources["flux"]))
+    return row, star[row]
+
+
+def spread(values: np.ndarray) -> float:
+    return float(1.4826 * np.median(np.abs(values - np.median(values))))
+
+
+@pytest.mark.parametrize("fwhm", [1.7, 2.2, 3.0])
+def test_fluxes_and_their_errors_are_true(fwhm: float) -> None:
+    """Errors say the truth at S/N 5 to 100 and the mean flux is right, PSF made from the same image."""
+    pulls, ratios = [], []
+    for seed in (21, 22):
+        truth = make_truth(fwhm, (640, 640), n=420, seed=seed, flux=(300.0, 40_000.0))
+        sources = measure(truth)
+        row, star = match(truth, sources, 3 * fwhm)
+        # Chosen by true flux: the faint end of a detected sample is bright by selection.
+        snr = truth.flux[star] / sources["sigflux"][row]
+        use = (snr > 8) & (snr < 100)
+        pulls.append(((sources["flux"][row] - truth.flux[star]) / sources["sigflux"][row])[use])
+        bright = snr > 50
+        ratios.append((sources["flux"][row] / truth.flux[star])[bright])
+    pull, ratio = np.concatenate(pulls), np.concatenate(ratios)
+    assert len(pull) > 200
+    assert 0.9 < spread(pull) < 1.15
+    assert abs(np.median(pull)) < 0.2
+    assert np.median(ratio) == pytest.approx(1, abs=0.005)
+    assert spread(ratio) < 0.012
+
+
+def test_known_psf_reaches_the_noise_limit() -> None:
+    truth = make_truth(2.2, (640, 640), n=400, seed=24, flux=(300.0, 60_000.0))
+    sources = measure(truth, known_psf=True)
+    row, star = match(truth, sources, 7)
+    pull = (sources["flux"][row] - truth.flux[star]) / sources["sigflux"][row]
+    bright = sources["snr"][row] > 20
+    assert 0.85 < spread(pull[bright]) < 1.15
+    assert np.median(sources["chi"][row]) == pytest.approx(1, abs=0.06)
+    very = sources["snr"][row] > 200
+    assert spread(sources["x"][row][very] - truth.x[star][very]) < 0.008
+    assert abs(np.median(sources["sharp"][row][bright])) < 0.02
+
+
+def test_crowded_pairs_are_told_apart() -> None:
+    """Pairs two FWHM apart, one five times the other: neighbours subtracted, both fluxes within a few per cent."""
+    truth = make_truth(2.2, n=100, seed=25, flux=(3000.0, 30_000.0), vary=0.0)
+    rng = np.random.default_rng(9)
+    x, y = (
+        g.ravel() + rng.uniform(-4, 4, 100) for g in np.meshgrid(np.linspace(30, 480, 10), np.linspace(30, 480, 10))
+    )
+    x2 = x + 4.8
+    flux = np.concatenate([np.full(100, 20_000.0), np.full(100, 4000.0)])
+    xs, ys = np.concatenate([x, x2]), np.concatenate([y, y])
+    data = add_noise(paint((512, 512), xs, ys, flux, truth.psf, 31), SKY, GAIN, READNOISE, 8)
+    background = estimate_background(data, truth.mask)
+    detections = np.zeros(200, DETECTION_DTYPE)
+    detections["x"], detections["y"], detections["flux"] = xs + 0.1, ys - 0.1, flux * 0.8
+    detections["a"] = detections["b"] = 1.0
+    sources, _ = measure_sources(data, background, truth.psf, detections, truth.mask, GAIN, READNOISE)
+    ratio = sources["flux"] / flux
+    assert np.median(ratio[:100]) == pytest.approx(1, abs=0.005)
+    assert np.median(ratio[100:]) == pytest.approx(1, abs=0.02)
+    assert spread((sources["flux"][100:] - 4000) / sources["sigflux"][100:]) < 1.3
+
+
+def test_apertures_agree_with_photutils() -> None:
+    truth = make_truth(2.2, n=60, seed=26)
+    sources = measure(truth)
+    inside = (np.minimum(sources["x"], sources["y"]) > 10) & (np.maximum(sources["x"], sources["y"]) < 500)
+    places = np.stack([sources["x"], sources["y"]], axis=1)[inside]
+    sky_off = truth.data - truth.background.level
+    error = np.sqrt(truth.background.rms.astype(float) ** 2 + 0 * sky_off)
+    for k, diameter in enumerate(APERTURE_DIAMETERS):
+        other = aperture_photometry(sky_off, CircularAperture(places, diameter / 2), error=error)
+        assert sources["ap_flux"][inside, k] == pytest.approx(np.asarray(other["aperture_sum"]), rel=1e-4, abs=0.05)
+        total = np.hypot(other["aperture_sum_err"], np.sqrt(np.maximum(other["aperture_sum"], 0) / GAIN))
+        assert sources["ap_err"][inside, k] == pytest.approx(np.asarray(total), rel=0.01)
+
+
+def test_aperture_corrections_are_the_psf_s_curve_of_growth() -> None:
+    truth = make_truth(2.2, (640, 640), n=150, seed=27, flux=(3000.0, 50_000.0), vary=0.0)
+    sources = measure(truth)
+    corrections = aperture_corrections(sources)
+    phases = np.random.default_rng(0).uniform(-0.5, 0.5, (40, 2))
+    for k, diameter in enumerate(APERTURE_DIAMETERS):
+        parts = []
+        for dx, dy in phases:  # the curve of growth, averaged over the sub-pixel phases
+            stamp = truth.psf.stamps([300 + dx], [300 + dy], 25)[0]
+            part = aperture_photometry(stamp, CircularAperture((12 + dx, 12 + dy), diameter / 2))["aperture_sum"][0]
+            parts.append(2.5 * np.log10(part))
+        assert corrections.values[k] == pytest.approx(np.mean(parts), abs=0.015)
+        assert 0 < corrections.uncertainties[k] < 0.02
+
+
+def test_too_few_stars_leave_corrections_open() -> None:
+    corrections = aperture_corrections(np.zeros(0, SOURCE_DTYPE))
+    assert np.isnan(corrections.values).all()
+    assert len(corrections.values) == len(corrections.uncertainties) == len(APERTURE_DIAMETERS)
+
+
+def test_sharp_tells_shapes() -> None:
+    shape = (256, 256)
+    psf = gaussian_psf(2.4, shape)
+    grid = np.arange(40.0, 230.0, 40.0)
+    x, y = (g.ravel() + 0.3 for g in np.meshgrid(grid, grid))
+    third = len(x) // 3
+    image = paint(shape, x[:third], y[:third], np.full(third, 2e4), psf)
+    wide = slice(third, 2 * third)
+    image += paint(shape, x[wide], y[wide], np.full(third, 2e4), gaussian_psf(3.4, shape))
+    image[np.rint(y[2 * third :]).astype(int), np.rint(x[2 * third :]).astype(int)] += 5000
+    data = add_noise(image, SKY, GAIN, READNOISE, 4)
+    mask = np.zeros(shape, np.uint16)
+    background = estimate_background(data, mask)
+    detections = np.zeros(len(x), DETECTION_DTYPE)
+    detections["x"], detections["y"], detections["flux"] = x, y, 1e4
+    sources, _ = measure_sources(data, background, psf, detections, mask, GAIN, READNOISE)
+    assert np.abs(sources["sharp"][:third]).max() < 0.1
+    assert sources["sharp"][wide].min() > 0.4
+    assert sources["sharp"][2 * third :].max() < -0.3
+    assert np.median(sources["chi"][third:]) > 2 * np.median(sources["chi"][:third])
+
+
+def test_defects_flags_and_edges() -> None:
+    truth = make_truth(2.2, n=150, seed=28, flux=(2000.0, 40_000.0), vary=0.0)
+    row = int(np.argmax(truth.detections["flux"]))
+    cx, cy = (round(float(truth.detections[n][row])) for n in ("x", "y"))
+    mask, data = truth.mask.copy(), truth.data.copy()
+    data[cy, cx + 1] = 60_000  # a defect beside the core, known
+    mask[cy, cx + 1] = int(Mask.COSMIC_RAY)
+    clean = measure(truth, known_psf=True)
+    sources, _ = measure_sources(data, truth.background, truth.psf, truth.detections, mask, GAIN, READNOISE)
+    assert sources["flags"][row] == int(Mask.COSMIC_RAY)
+    assert sources["flux"][row] == pytest.approx(clean["flux"][row], rel=0.02)
+    assert sources["sigflux"][row] > clean["sigflux"][row]
+    # A source whose pixels are all lost has no flux, and one at the edge says so.
+    data[cy - 9 : cy + 10, cx - 9 : cx + 10] = np.nan
+    detections = truth.detections.copy()
+    other = (row + 1) % len(detections)
+    detections["x"][other], detections["y"][other] = 1.2, 100.0
+    lost, _ = measure_sources(data, truth.background, truth.psf, detections, mask, GAIN, READNOISE)
+    assert np.isnan([lost["flux"][row], lost["sigflux"][row], lost["snr"][row]]).all()
+    assert np.isnan(lost["ap_flux"][row, 0])
+    assert lost["flags"][other] == -1
+    assert len(lost) == len(detections)
+
+
+def test_rows_types_and_repeatability() -> None:
+    truth = make_truth(2.2, n=100, seed=29)
+    sources = measure(truth)
+    assert sources.dtype == SOURCE_DTYPE
+    assert (sources["sourceid"] == np.arange(len(truth.detections))).all()
+    assert np.isnan(sources["ra"]).all()
+    assert sources.tobytes() == measure(truth).tobytes()
+
+
+def test_no_detections_no_sources() -> None:
+    truth = make_truth(2.2, n=30, seed=30)
+    empty = truth.detections[:0]
+    sources, corrections = measure_sources(truth.data, truth.background, truth.psf, empty, truth.mask, GAIN, READNOISE)
+    assert len(sources) == 0
+    assert sources.dtype == SOURCE_DTYPE
+    assert corrections.n_stars == 0
+    wcs = WCS(naxis=2)
+    assert len(with_sky_positions(sources, wcs)) == 0
+    assert (mark_sources(truth.mask, sources) == 0).all()
+
+
+def test_wrong_input_is_refused() -> None:
+    truth = make_truth(2.2, n=30, seed=31)
+    args = (truth.background, truth.psf, truth.detections)
+    with pytest.raises(PhotometryError, match="equal"):
+        measure_sources(truth.data[1:], *args, truth.mask, GAIN, READNOISE)
+    with pytest.raises(PhotometryError, match="gain above 0"):
+        measure_sources(truth.data, *args, truth.mask, 0.0, READNOISE)
+
+
+def test_sky_positions_come_from_the_wcs() -> None:
+    truth = make_truth(2.2, n=30, seed=32)
+    sources = measure(truth, known_psf=True)
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval, wcs.wcs.crpix, wcs.wcs.cdelt = [150.0, 30.0], [256.5, 256.5], [-2.8e-4, -2.8e-4]
+    placed = with_sky_positions(sources, wcs)
+    x, y = wcs.all_world2pix(placed["ra"], placed["dec"], 0)
+    assert x == pytest.approx(sources["x"], abs=1e-6)
+    assert y == pytest.approx(sources["y"], abs=1e-6)
+    assert np.isnan(sources["ra"]).all()
+
+
+def test_marked_pixels_are_those_of_the_sources() -> None:
+    truth = make_truth(2.2, n=60, seed=33, flux=(2000.0, 40_000.0))
+    sources = measure(truth, known_psf=True)
+    mask = truth.mask.copy()
+    mask[0, 0] = int(Mask.DEAD)
+    marked = mark_sources(mask, sources)
+    assert marked.dtype == np.uint16
+    assert marked[0, 0] == int(Mask.DEAD)
+    assert (mask & SOURCE_BITS == 0).all()
+    centre = marked[np.rint(sources["y"]).astype(int), np.rint(sources["x"]).astype(int)]
+    assert (centre & SOURCE_BITS == SOURCE_BITS).all()
+    light = paint(truth.data.shape, truth.x, truth.y, truth.flux, truth.psf)
+    bright = light > 10 * truth.background.sigma
+    assert ((marked & int(Mask.SOURCE)) != 0)[bright].mean() > 0.95
+    assert ((marked & int(Mask.SOURCE)) != 0).mean() < 0.05
+    assert detect(truth.data, truth.background, marked).tobytes() != b""  # source bits hide nothing
+    assert len(detect(truth.data, truth.background, marked)) == len(truth.detections)

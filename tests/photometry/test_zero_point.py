@@ -1,0 +1,141 @@
+"""The zero point against a known one: colour term, outliers, galaxies, few matches, missing values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stream.core.errors import PhotometryError
+from stream.core.flags import Mask
+from stream.core.records import PS1_DTYPE, SOURCE_DTYPE, Table
+from stream.photometry import fit_zeropoint, match_calibrators
+
+ZP, CLR, RA, DEC = 26.2, {1: -0.055, 2: 0.115, 3: 0.19}, 151.0, 33.0
+
+
+def tables(n: int, fid: int = 1, seed: int = 1, scatter: float = 0.01) -> tuple[Table, Table]:
+    """Sources and catalogue of the same stars: zero point 26.2, a true colour term, an error of 10 DN and more."""
+    rng = np.random.default_rng(seed)
+    ps1, sources = np.zeros(n, PS1_DTYPE), np.zeros(n, SOURCE_DTYPE)
+    ps1["objID"] = np.arange(n)
+    # On a jittered grid: each star is surely its own nearest neighbour.
+    side = int(np.ceil(np.sqrt(n)))
+    k = rng.permutation(side * side)[:n]
+    ps1["raMean"] = RA + ((k % side) + rng.uniform(0, 0.5, n)) * 0.8 / side / np.cos(np.radians(DEC))
+    ps1["decMean"] = DEC + ((k // side) + rng.uniform(0, 0.5, n)) * 0.8 / side
+    g = rng.uniform(14.5, 20, n)
+    gr = np.clip(rng.normal(0.6, 0.25, n), 0.15, 1.1)
+    ri = gr * 0.45
+    for band, mag in (("g", g), ("r", g - gr), ("i", g - gr - ri), ("z", g - gr - 1.4 * ri)):
+        ps1[f"{band}MeanPSFMag"], ps1[f"{band}MeanPSFMagErr"] = mag, 0.005
+    ps1["ps_score"] = 1.0
+    band, colour = {1: (g, gr), 2: (g - gr, gr), 3: (g - gr - ri, ri)}[fid]
+    mag = band - ZP - CLR[fid] * colour + rng.normal(0, scatter, n)
+    flux = 10 ** (-0.4 * mag)
+    error = np.hypot(10, np.sqrt(flux / 6.2))
+    sources["flux"], sources["sigflux"] = flux + rng.normal(0, 1, n) * error, error
+    sources["snr"] = sources["flux"] / error
+    sources["ra"] = ps1["raMean"] + rng.normal(0, 0.05, n) / 3600
+    sources["dec"] = ps1["decMean"] + rng.normal(0, 0.05, n) / 3600
+    return sources, ps1
+
+
+@pytest.mark.parametrize("fid", [1, 2, 3])
+def test_zero_point_and_colour_term_are_found(fid: int) -> None:
+    sources, ps1 = tables(800, fid, seed=fid)
+    zp = fit_zeropoint(sources, ps1, fid)
+    assert abs(zp.magzp - ZP) < min(4 * zp.magzpunc, 0.01)
+    assert abs(zp.clrcoeff - CLR[fid]) < min(4 * zp.clrcounc, 0.02)
+    assert zp.n_matches > 400
+    assert 0.008 < zp.magzprms < 0.04
+    assert zp.pcolor == {1: "g - R", 2: "g - R", 3: "R - i"}[fid]
+    assert zp.zpmed == pytest.approx(zp.magzp + zp.clrcoeff * zp.clrmed, abs=0.01)
+    assert zp.zpavg == pytest.approx(zp.magzp + zp.clrcoeff * zp.clravg, abs=0.01)
+    assert zp.zpclrcov < 0  # bluer zero point, steeper slope
+
+
+def test_errors_are_true() -> None:
+    """Over many images the zero point scatters as its error says; at the mean colour it is good to a few mmag."""
+    pulls, clr_pulls = [], []
+    for seed in range(60):
+        zp = fit_zeropoint(*tables(150, 1, seed=100 + seed), 1)
+        pulls.append((zp.magzp - ZP) / zp.magzpunc)
+        clr_pulls.append((zp.clrcoeff - CLR[1]) / zp.clrcounc)
+    assert 0.6 < np.std(pulls) < 1.3
+    assert 0.6 < np.std(clr_pulls) < 1.3
+    assert abs(np.mean(pulls)) < 0.5
+
+
+def test_outliers_galaxies_and_defects_do_not_matter() -> None:
+    sources, ps1 = tables(600, 2, seed=9)
+    sources["flux"][:60] *= 0.5  # variable, clipped or blended
+    ps1["ps_score"][60:160] = 0.0
+    sources["flux"][60:160] *= 0.7
+    sources["flags"][160:220] = int(Mask.SATURATED)
+    sources["flux"][160:220] *= 0.8
+    sources["flags"][220:230] = -1
+    sources["flux"][220:230] = np.nan
+    sources["sharp"][230:260] = 2.0
+    sources["flux"][230:260] *= 0.6
+    zp = fit_zeropoint(sources, ps1, 2)
+    assert zp.magzp == pytest.approx(ZP, abs=0.01)
+    assert zp.n_matches < 360
+
+
+def test_missing_catalogue_values_are_left_out() -> None:
+    sources, ps1 = tables(300, 1, seed=10)
+    ps1["gMeanPSFMag"][:50] = -999
+    ps1["rMeanPSFMag"][50:100] = np.nan
+    ps1["gMeanPSFMagErr"][100:200] = np.nan  # error unknown: used
+    ps1["ps_score"][200:] = np.nan  # class unknown: used
+    matched = match_calibrators(sources, ps1, 1)
+    assert matched.star.min() >= 100
+    assert np.isfinite(matched.error).all()
+    assert fit_zeropoint(sources, ps1, 1).magzp == pytest.approx(ZP, abs=0.015)
+
+
+def test_matches_are_mutual_and_near() -> None:
+    sources, ps1 = tables(50, 1, seed=11, scatter=0)
+    far = ps1.copy()
+    far["decMean"] += 2.0 / 3600
+    assert len(match_calibrators(sources, far, 1).star) == 0
+    # A second source beside a star, farther from it than the first: only the first is matched.
+    double = np.concatenate([sources, sources])
+    double["dec"][50:] += 0.8 / 3600
+    matched = match_calibrators(double, ps1, 1)
+    assert (matched.source < 50).all()
+    assert (matched.source == matched.star).all()
+
+
+def test_across_the_meridian() -> None:
+    sources, ps1 = tables(100, 1, seed=12)
+    for table, name in ((sources, "ra"), (ps1, "raMean")):
+        table[name] = (table[name] - RA - 0.3) % 360
+    assert fit_zeropoint(sources, ps1, 1).magzp == pytest.approx(ZP, abs=0.02)
+
+
+def test_few_matches_keep_the_usual_colour_term() -> None:
+    sources, ps1 = tables(7, 1, seed=13)
+    ps1["rMeanPSFMag"] = ps1["gMeanPSFMag"] - 0.6  # one colour says nothing about the slope
+    zp = fit_zeropoint(sources, ps1, 1)
+    assert zp.clrcoeff == pytest.approx(CLR[1], abs=0.02)
+    assert zp.clrcounc > 0.05
+
+
+@pytest.mark.parametrize("n", [0, 4])
+def test_too_few_matches_is_a_clear_error(n: int) -> None:
+    sources, ps1 = tables(30, 1, seed=14)
+    with pytest.raises(PhotometryError, match="needs 5") as caught:
+        fit_zeropoint(sources[:n], ps1, 1)
+    assert caught.value.context["n_matches"] <= n
+    with pytest.raises(PhotometryError, match="needs 5"):
+        fit_zeropoint(sources, ps1[:n], 1)
+
+
+def test_sources_without_places_and_unknown_filter() -> None:
+    sources, ps1 = tables(30, 1, seed=15)
+    with pytest.raises(PhotometryError, match="filter 4"):
+        fit_zeropoint(sources, ps1, 4)
+    sources["ra"] = np.nan
+    with pytest.raises(PhotometryError, match="0 matches"):
+        fit_zeropoint(sources, ps1, 1)
