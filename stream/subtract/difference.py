@@ -6,7 +6,8 @@
 3. Defects of both into one mask; the difference's slow background out.
 4. Proper subtraction in overlapping tiles, each with the PSFs of its own place (``zogy``), joined over 16 px wide
    seams so that nothing steps at a border.
-5. What cannot be trusted is NaN again, two pixels wider than it was.
+5. What cannot be trusted is NaN again, two pixels wider than it was; where residuals of bright sources exceed the
+   propagated noise, scores and errors are scaled to what is there (``floor``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from stream.core.psf import polynomial_terms
 from stream.core.records import F32, U16, Difference, Reference, ScienceImage
 from stream.core.resample import noise_left, noise_transfer, pixel_map, resample, resample_nearest
 from stream.subtract.background import grow, mesh_level
+from stream.subtract.floor import apply_floor, excess_noise
 from stream.subtract.kernels import WORK, TilePsf, fwhm_of, resampled_psfs, tile_places
 from stream.subtract.match import Match, MatchConfig, match_sources
 from stream.subtract.zogy import Plan, TileInput, TileOutput, subtract_tile
@@ -89,6 +91,7 @@ def subtract(science: ScienceImage, reference: Reference, config: SubtractConfig
     tiles = _Tiles(science.data.shape, config)
     psf = tiles.run(science, reference, ready, map_y, map_x, match)
     data, sigma, score, scorr = tiles.finish(ready.unusable)
+    apply_floor(scorr, sigma, excess_noise(scorr))
     centre = psf.stamp((data.shape[1] - 1) / 2, (data.shape[0] - 1) / 2)
     return Difference(
         data=data,
