@@ -13,6 +13,9 @@ F64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 CLIP = 4.0  # residuals beyond this many robust sigma are no part of the fit
+# Prediction error that each further coefficient must save, in units of one star's. Terms that save less are as
+# likely noise, which the corners would pay for.
+GAIN_PER_TERM = 2.0
 # Where most residuals are far below their expected errors, the few larger ones are still no outliers.
 MIN_SCALE = 0.5
 # Stars per coefficient below which a degree is not tried: with fewer, the prediction error of the fit equals
@@ -105,11 +108,12 @@ def _solve(design: F64, target: F64, weight: F64, limit: int, choose: bool) -> t
     degree = limit
     if choose:
         leverage = np.cumsum(q**2, axis=1)
-        scores = []
+        best = np.inf
         for d in range(1, limit + 1):
             m = n_terms(d)
             left = (wanted - q[:, :m] @ projected[:m]) / np.maximum(1.0 - leverage[:, m - 1 : m], 1e-3)
-            scores.append(float(np.sum(left**2)))
-        degree = 1 + int(np.argmin(scores))
+            score = float(np.sum(left**2))
+            if d == 1 or score < best * (1.0 - GAIN_PER_TERM * (m - n_terms(degree)) / len(design)):
+                best, degree = score, d
     m = n_terms(degree)
     return np.linalg.solve(r[:m, :m], projected[:m]), degree

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from stream.offline import Progress as Report
+if TYPE_CHECKING:
+    from stream.offline import Progress as Report  # imports all of the science: not for 'topics list'
 
 
 def cores() -> int:

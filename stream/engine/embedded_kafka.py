@@ -149,7 +149,9 @@ class EmbeddedKafka:
         """Give the log folder its cluster id, once."""
         if (self.folder / "data" / "meta.properties").exists():
             return
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        random = uuid.uuid4().bytes
+        # First bit off: a base64 text may begin with "-" otherwise, which the tool takes for an option.
+        cluster = base64.urlsafe_b64encode(bytes([random[0] & 0x7F]) + random[1:]).decode().rstrip("=")
         config = str(self.folder / "server.properties")
         tool = ["-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", "format", "-t", cluster, "-c", config]
         done = subprocess.run([*java, *tool], capture_output=True, text=True, check=False)

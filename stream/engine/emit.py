@@ -33,13 +33,13 @@ from stream.engine.kafka import (
     OutMessage,
     RawMessage,
     Sender,
+    ends_of,
     make_admin,
     make_consumer,
     make_producer,
     raw_message,
     read_to_end,
     translated,
-    watermarks,
 )
 from stream.engine.pixel_worker import BACKOFF_FIRST, Hook, backoff
 from stream.engine.state import Marks
@@ -229,11 +229,8 @@ class Emitter:
             return
         with translated("looking for alert topics"):
             existing = sorted(self._admin.list_topics(timeout=15.0).topics)
-        ends: Ends = {}
-        for topic in existing:
-            spec = self._topics.spec_of(topic)
-            if spec is not None and spec.nightly:
-                ends[topic] = {i: high for i, (_, high) in watermarks(self._consumer, topic).items()}
+        specs = ((topic, self._topics.spec_of(topic)) for topic in existing)
+        ends = ends_of(self._admin, [topic for topic, spec in specs if spec is not None and spec.nightly])
         fresh = sorted(self._fresh & set(self._next))
         self._commit({partition: self._next[partition] for partition in fresh}, ends)
         for partition in fresh:
@@ -250,8 +247,10 @@ class Emitter:
         if look not in self._looked:
             time.sleep(max(0.0, self._assigned_at + SETTLE - time.monotonic()))
             # Ends as they are before the scan: what comes during it would be scanned again, never missed.
-            found = {number: high for number, (_, high) in watermarks(self._consumer, topic).items()}
-            for message in read_to_end(self.settings, {topic: base}, "emit", read_committed=False):
+            found = ends_of(self._admin, [topic]).get(topic, {})
+            later = any(end > base.get(number, 0) for number, end in found.items())
+            unread = read_to_end(self.settings, {topic: base}, "emit", read_committed=False) if later else ()
+            for message in unread:
                 text = message.header(CANDID) or (message.key or b"").decode("ascii", "replace")
                 if text.isdigit():
                     self._left.add(int(text))

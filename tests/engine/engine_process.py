@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import time
 
 from stream.core.errors import PacketError, StoreUnavailable
 from stream.engine import logs
@@ -31,6 +32,7 @@ def killer(step: str, number: int):
         if now == step:
             seen += 1
             if seen == number:
+                time.sleep(0.1)  # what was handed to the client before this step has left by now
                 os.kill(os.getpid(), signal.SIGKILL)
 
     return hook

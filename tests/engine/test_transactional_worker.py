@@ -2,62 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from engine_helpers import SCRIPT, send, values_of, wait
 
 from stream.core.errors import UsageError
-from stream.engine.config import Settings
 from stream.engine.deadletters import list_letters
-from stream.engine.kafka import OutMessage, Sender, make_producer, read_to_end
 from stream.engine.pixel_worker import BACKOFF_LONGEST, MAX_DEATHS, backoff
 from stream.engine.processes import spawn, stop, tail
 
 pytestmark = pytest.mark.services
-SCRIPT = str(Path(__file__).with_name("engine_process.py"))
-
-
-@pytest.fixture
-def launch(settings: Settings, tmp_path: Path):
-    """Starts worker processes of the script; all are gone at the end."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(kind: str, source: str, target: str, step: str = "", number: int = 1) -> subprocess.Popen[bytes]:
-        process = spawn(
-            [sys.executable, SCRIPT, kind, source, target, step, str(number)],
-            env=settings.environment(),
-            log=tmp_path / "worker.log",
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        stop(process, 5.0)
-
-
-def send(settings: Settings, topic: str, values: list[str], partitions: int = 1) -> None:
-    sender = Sender(make_producer(settings, "test"))
-    for number, value in enumerate(values):
-        sender.send(OutMessage(topic, value.encode(), value.encode(), (("name", value.encode()),), number % partitions))
-    sender.flush()
-
-
-def values_of(settings: Settings, topic: str, *, read_committed: bool = True) -> list[str]:
-    messages = read_to_end(settings, {topic: {}}, "test", read_committed=read_committed)
-    return [message.value.decode() for message in messages]
-
-
-def wait(until: Callable[[], bool], log: Path, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < deadline, f"not within {seconds} s; the worker said: {tail(log)}"
-        time.sleep(0.1)
 
 
 def test_killed_at_every_step_the_result_is_the_same(settings, prefix, make_topic, launch, tmp_path):
