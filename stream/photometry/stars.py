@@ -18,6 +18,7 @@ BOOL = NDArray[np.bool_]
 
 # More stars than this add nothing to a model of six terms whose errors are systematic by then.
 MAX_STARS = 240
+MAX_CANDIDATES = 600  # windows looked at to find them: two in five are galaxies, blends or lie beside a defect
 CELLS = 5  # a side: the brightest of each cell are taken in turn, so that the stars cover the image
 # Stars below S/N 20 add little; where there are fewer than 60 above it, fainter ones are taken, to S/N 8.
 MIN_SNR, LOWEST_SNR, WANTED = 20.0, 8.0, 60
@@ -59,8 +60,10 @@ def select_stars(
     Neighbours' surroundings and defects are marked unusable in the windows. May be empty.
     """
     candidates = _clean_candidates(background, detections, saturate, (data.shape[0], data.shape[1]))
-    isolated = _isolated(detections, candidates)
-    stamps = gather_stars(data, background, mask, detections, candidates[isolated])
+    candidates = candidates[_isolated(detections, candidates)]
+    found = detections[candidates]
+    candidates = candidates[_spread(found["x"], found["y"], found["flux"], data.shape, MAX_CANDIDATES)]
+    stamps = gather_stars(data, background, mask, detections, candidates)
     core = stamps.usable[:, STAMP // 2 - 3 : STAMP // 2 + 4, STAMP // 2 - 3 : STAMP // 2 + 4]
     whole = core.all(axis=(1, 2)) & (stamps.usable.mean(axis=(1, 2)) > 0.6)
     stamps = stamps[whole]
@@ -68,7 +71,7 @@ def select_stars(
     good = (inner > 0) & (outer > inner)
     good[good] = _on_star_locus(inner[good], outer[good], stamps.x[good], stamps.y[good], data.shape)
     stamps, outer = stamps[good], outer[good]
-    order = _spread(stamps.x, stamps.y, outer, data.shape)
+    order = _spread(stamps.x, stamps.y, outer, data.shape, MAX_STARS)
     return stamps[order], outer[order]
 
 
@@ -169,11 +172,11 @@ def _on_star_locus(inner: F64, outer: F64, x: F64, y: F64, shape: tuple[int, ...
     return np.asarray(kept)
 
 
-def _spread(x: F64, y: F64, flux: F64, shape: tuple[int, ...]) -> NDArray[np.intp]:
-    """At most ``MAX_STARS``: the brightest of every cell, then the second of every cell, and so on."""
+def _spread(x: F64, y: F64, flux: F64, shape: tuple[int, ...], limit: int) -> NDArray[np.intp]:
+    """At most ``limit`` stars: the brightest of every cell, then the second of every cell, and so on."""
     cell = (y * CELLS / shape[0]).astype(int) * CELLS + (x * CELLS / shape[1]).astype(int)
     by_cell = np.lexsort((-flux, cell))
     first = np.searchsorted(cell[by_cell], cell[by_cell], side="left")
     rank = np.arange(len(cell)) - first
-    order: NDArray[np.intp] = by_cell[np.lexsort((-flux[by_cell], rank))][:MAX_STARS]
+    order: NDArray[np.intp] = by_cell[np.lexsort((-flux[by_cell], rank))][:limit]
     return order
