@@ -48,7 +48,7 @@ def settings(kafka: str, redis_url: str, prefix: str) -> Settings:
     """Settings of this test's own on the session's broker and Redis."""
     return load_settings(
         environ={}, bootstrap=kafka, redis_url=redis_url, group_prefix=prefix, camera="small", instance="test",
-        session_timeout_ms=6_000, log_level="warning",
+        session_timeout_ms=6_000, log_level="info",
     )  # fmt: skip
 
 

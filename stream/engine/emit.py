@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import redis
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, Message, TopicPartition
 
 from stream.core.errors import AlertError, BrokerUnavailable, Permanent, Retriable
 from stream.engine import deadletters, ledger, logs, metrics
@@ -34,6 +34,7 @@ from stream.engine.kafka import (
     RawMessage,
     Sender,
     ends_of,
+    error_family,
     make_admin,
     make_consumer,
     make_producer,
@@ -195,15 +196,20 @@ class Emitter:
     def _on_assign(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         if not places:
             return
-        committed = consumer.committed(places, timeout=30.0)
+        with translated("asking for committed offsets"):
+            committed = consumer.committed(places, timeout=30.0)
         starts = []
         for place in committed:
+            if place.error is not None:
+                # Not knowing is not the same as "never committed": that would forget what left.
+                raise error_family(place.error, "asking for committed offsets")
             known = decode_ends(place.metadata) if place.offset >= 0 else None
-            if place.offset >= 0:
-                offset = place.offset
-            else:
-                offset, _ = consumer.get_watermark_offsets(TopicPartition(place.topic, place.partition), timeout=15.0)
-            if place.offset < 0:
+            offset = place.offset
+            if offset < 0:
+                with translated("looking for the first batch"):
+                    offset, _ = consumer.get_watermark_offsets(
+                        TopicPartition(place.topic, place.partition), timeout=15.0
+                    )
                 self._fresh.add(place.partition)
             self._next[place.partition] = offset
             self._bases[place.partition] = known or {}
@@ -232,6 +238,7 @@ class Emitter:
         specs = ((topic, self._topics.spec_of(topic)) for topic in existing)
         ends = ends_of(self._admin, [topic for topic, spec in specs if spec is not None and spec.nightly])
         fresh = sorted(self._fresh & set(self._next))
+        # Has to hold before anything leaves: without it a successor would take today's ends for the beginning.
         self._commit({partition: self._next[partition] for partition in fresh}, ends)
         for partition in fresh:
             self._bases[partition] = decode_ends(encode_ends(ends)) or {}
@@ -311,7 +318,11 @@ class Emitter:
         self._hook("marked")
         for message in messages:
             self._next[message.partition] = message.offset + 1
-        self._commit(self._next, self._ends)
+        try:
+            self._commit(self._next, self._ends)
+        except BrokerUnavailable as error:
+            # Most often a rebalance: the next owner scans and finds what left. Nothing is lost or sent twice.
+            self._log.warning("offsets not committed", error=str(error))
         self._hook("committed")
         seconds = time.perf_counter() - started
         metrics.WORK.labels("emit").observe(seconds / len(messages))
@@ -411,11 +422,10 @@ class Emitter:
         places = [TopicPartition(self.source, p, offset, metadata) for p, offset in sorted(positions.items())]
         if not places:
             return
-        try:
-            self._consumer.commit(offsets=places, asynchronous=False)
-        except KafkaException as error:
-            # Most often a rebalance: the next owner scans and finds what left. Nothing is lost or sent twice.
-            self._log.warning("offsets not committed", error=str(error))
+        with translated("committing offsets"):
+            for place in self._consumer.commit(offsets=places, asynchronous=False) or ():
+                if place.error is not None:
+                    raise error_family(place.error, "committing offsets")
 
     def _patiently(self, call: Callable[[], None]) -> None:
         """Do ``call`` until Redis lets it happen."""
