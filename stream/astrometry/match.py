@@ -65,29 +65,32 @@ def vote(p: F64, u: F64, reach: float, grid: list[F64], n_best: int = 8) -> list
     """
     # Only pairs that some matrix of the grid can bring within reach.
     margin = max(float(np.abs(m - np.eye(2)).sum(axis=1).max()) for m in grid) * float(np.abs(p).max(initial=0.0))
-    near = np.abs(u[None, :, :] - p[:, None, :]).max(axis=2) <= reach + margin
+    near = np.abs(u[None, :, 0] - p[:, None, 0]) <= reach + margin
+    near &= np.abs(u[None, :, 1] - p[:, None, 1]) <= reach + margin
     i, j = np.nonzero(near)
     if len(i) == 0:
         return []
     n = 2 * math.ceil(reach / VOTE_BIN)
+    u_bins = u[j].T / VOTE_BIN + n / 2
     found: list[Candidate] = []
     for matrix in grid:
-        offset = (u[j] - (p @ matrix.T)[i]) / VOTE_BIN + n / 2
-        cell = np.floor(offset).astype(np.int64)
-        inside = ((cell >= 0) & (cell < n)).all(axis=1)
-        flat = cell[inside, 0] * n + cell[inside, 1]
-        counts = np.bincount(flat, minlength=n * n).astype(np.float64).reshape(n, n)
+        turned = (p @ matrix.T / VOTE_BIN)[i]
+        dx, dy = u_bins[0] - turned[:, 0], u_bins[1] - turned[:, 1]
+        inside = np.flatnonzero((dx >= 0) & (dx < n) & (dy >= 0) & (dy < n))
+        dx, dy = dx[inside], dy[inside]
+        column, row = dx.astype(np.int64), dy.astype(np.int64)
+        counts = np.bincount(row * n + column, minlength=n * n).astype(np.float64).reshape(n, n)
         total = uniform_filter(counts, 3, mode="constant") * 9
         expected = counts.sum() / n**2 * 9
         for _ in range(PEAKS_PER_MATRIX):
-            row, column = divmod(int(np.argmax(total)), n)
-            score = (float(total[row, column]) - expected) / math.sqrt(expected + 1.0)
-            mine = inside & (np.abs(cell - (row, column)).max(axis=1) <= 1)
+            r, c = divmod(int(np.argmax(total)), n)
+            score = (float(total[r, c]) - expected) / math.sqrt(expected + 1.0)
+            mine = (np.abs(row - r) <= 1) & (np.abs(column - c) <= 1)
             if score <= 0 or not mine.any():
                 break
-            shift = (np.median(offset[mine], axis=0) - n / 2) * VOTE_BIN
+            shift = (np.array([np.median(dx[mine]), np.median(dy[mine])]) - n / 2) * VOTE_BIN
             found.append(Candidate(score, matrix, shift))
-            total[max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3] = 0.0
+            total[max(r - 2, 0) : r + 3, max(c - 2, 0) : c + 3] = 0.0
     return _distinct(sorted(found, key=lambda c: (-c.score, *c.shift)), n_best)
 
 

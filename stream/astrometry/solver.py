@@ -61,7 +61,7 @@ FEW_PAIRS = 60
 MIN_CELL_STARS = 8
 MIN_CELL_SHARE = 2 / 3
 MAX_FIT_STARS = 4000  # more do not make the fit better than its systematic floor
-MIN_FIT_SNR = 8.0
+MIN_FIT_SNR = 10.0  # the S/N from which the survey states its accuracy
 # Hypotheses from lists longer than this product come too late to be of use to anybody (over a second).
 MAX_VOTES = 3_000_000
 # Chance pairs of a catalogue denser than this many stars in the circle would outnumber true ones.
@@ -205,7 +205,7 @@ def _grow(
         return None
     stars = _fit_stars(everything[0], frame)
     catalogue = everything[1]
-    for share, degree, radius in ((4, 3, 4.0), (1, 4, 3.0), (1, 4, 2.5)):
+    for share, degree, radius in ((4, 3, 4.0), (1, 4, 3.0)):
         part = stars[: max(len(stars) // share, min(len(stars), 300))]
         depth = catalogue.brightest(math.ceil(1.5 * catalogue.area_ratio * (len(part) + 20)))
         predicted = _map(fit, part, frame)
@@ -272,7 +272,7 @@ def _pair_and_fit(
     # While the map is still wrong by pixels the bright stars must not dictate it.
     sigma = np.hypot(sigma, radius / 20.0)
     try:
-        return fit_map(x, y, catalogue.u[j], sigma, degree_allowed(x, y, degree), choose=True)
+        return fit_map(x, y, catalogue.u[j], sigma, degree_allowed(x, y, degree), choose=True, rounds=2)
     except np.linalg.LinAlgError:
         return None
 

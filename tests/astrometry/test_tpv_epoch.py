@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from astropy import units as u
@@ -94,6 +97,11 @@ def test_cards_read_back_to_the_same_wcs():
     np.testing.assert_allclose(
         sky_positions(read, x.ravel(), y.ravel()), sky_positions(solution.wcs, x.ravel(), y.ravel()), rtol=0, atol=1e-11
     )
+    sent = pickle.loads(pickle.dumps(solution)).wcs  # between processes, and through a memory copy
+    for wcs in (sent, copy.deepcopy(solution.wcs)):
+        np.testing.assert_array_equal(
+            sky_positions(wcs, [0.0, 511.0], [0.0, 9.0]), sky_positions(solution.wcs, [0.0, 511.0], [0.0, 9.0])
+        )
     assert header["ASTRRMS1"] == pytest.approx(solution.rms_ra / 3600, rel=1e-6)
     assert header["ASTROMN"] == solution.n_matched
 

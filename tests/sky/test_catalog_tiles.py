@@ -314,3 +314,23 @@ def test_a_quadrant_takes_milliseconds(tmp_path):
     for _ in range(5):
         tiles.gaia(100, 10, 0.73)
     assert (time.process_time() - start) / 5 < 0.1
+
+
+def test_a_store_that_cannot_be_read_or_written_is_unavailable(tmp_path):
+    from stream.sky.files import Files
+
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    files = Files(str(tmp_path))
+    assert files.stamp(f"{tmp_path}/file/below") is None
+    assert files.names(f"{tmp_path}/absent") == []
+    with pytest.raises(FileNotFoundError):
+        files.read(f"{tmp_path}/absent")
+    with pytest.raises(StoreUnavailable):
+        files.read(f"{tmp_path}/folder")
+    with pytest.raises(StoreUnavailable):
+        files.write(f"{tmp_path}/file/below/it", b"x")
+    files.write(f"{tmp_path}/new/one", b"x")
+    files.write(f"{tmp_path}/new/one", b"y")
+    assert files.read(f"{tmp_path}/new/one") == b"y"
+    assert [Path(p).name for p in files.names(f"{tmp_path}/new")] == ["one"]
