@@ -72,7 +72,7 @@ def draw_light_curve(axes: Axes, record: Record) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("days before this alert")
     axes.set_ylabel("difference magnitude")
-    axes.legend(loc="best")
+    axes.legend(loc="upper left")
 
 
 def summary(record: Record) -> list[str]:
@@ -99,16 +99,17 @@ def summary(record: Record) -> list[str]:
     ]
 
 
+# Places are given, in parts of the figure: with matplotlib's constrained layout the same alerts made three different
+# files in 25 drawings.
 def draw_alert(record: Record, path: Path) -> None:
     """One alert as a PNG: its three stamps above its light curve."""
-    figure = Figure(figsize=(9, 7), layout="constrained")
-    grid = figure.add_gridspec(2, 3, height_ratios=[1, 1])
+    figure = Figure(figsize=(9, 7))
     for i, title in enumerate(_TITLES):
-        axes = figure.add_subplot(grid[0, i])
+        axes = figure.add_axes((0.03 + 0.325 * i, 0.48, 0.30, 0.42))
         draw_stamp(axes, record, i)
         axes.set_title(title)
-    draw_light_curve(figure.add_subplot(grid[1, :]), record)
-    figure.suptitle(summary(record)[0])
+    draw_light_curve(figure.add_axes((0.08, 0.08, 0.89, 0.36)), record)
+    figure.text(0.5, 0.96, summary(record)[0], ha="center")
     _save(figure, path)
 
 
@@ -125,17 +126,18 @@ def stamps_sheet(packets: Iterable[Record], path: Path, n: int = 12) -> int:
         raise UsageError("no alerts to draw")
     columns = min(3, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(4.2 * columns, 1.75 * rows), layout="constrained")
-    cells: list[Any] = list(figure.subfigures(rows, columns, squeeze=False).ravel())
-    for record, cell in zip(chosen, cells, strict=False):
+    figure = Figure(figsize=(4.2 * columns, 1.75 * rows))
+    width, height = 1 / columns, 1 / rows
+    for k, record in enumerate(chosen):
+        left, bottom = (k % columns) * width, 1 - (k // columns + 1) * height
         c = record["candidate"]
-        cell.suptitle(
-            f"{record['objectId']}  {_FILTERS.get(c['fid'], '?')} {c['magpsf']:.2f}  score {score_of(record):.2f}",
-            fontsize=8,
-        )
-        for i, axes in enumerate(cell.subplots(1, 3)):
+        title = f"{record['objectId']}  {_FILTERS.get(c['fid'], '?')} {c['magpsf']:.2f}  score {score_of(record):.2f}"
+        figure.text(left + width / 2, bottom + 0.90 * height, title, ha="center", fontsize=8)
+        for i, name in enumerate(_TITLES):
+            place = left + (0.02 + 0.325 * i) * width, bottom + 0.12 * height, 0.31 * width, 0.74 * height
+            axes = figure.add_axes(place)
             draw_stamp(axes, record, i)
-            axes.set_xlabel(_TITLES[i], fontsize=7)
+            axes.set_xlabel(name, fontsize=7, labelpad=2)
     _save(figure, path)
     return len(chosen)
 
