@@ -45,7 +45,7 @@ def demo(
     count = workers or cores()
     plan = DemoPlan(folder, seed, references, exposures, ccd, camera, count)
     settings = load_settings(
-        store=str(plan.store), data_dir=folder / "services", camera=camera, pixel_workers=count, log_format="json"
+        store=str(plan.store), data_dir=plan.services, camera=camera, pixel_workers=count, log_format="json"
     )
     started = time.monotonic()
     prepare(plan, console)
@@ -85,6 +85,11 @@ class DemoPlan:
     def store(self) -> Path:
         """Product store of the night."""
         return self.night / "store"
+
+    @property
+    def services(self) -> Path:
+        """Folder of the broker and Redis that carry this night."""
+        return self.night / "services"
 
 
 def prepare(plan: DemoPlan, console: Console) -> None:
@@ -156,30 +161,46 @@ def _once(out: Path, name: str, text: str, step: Any, console: Console) -> None:
 def stream_night(plan: DemoPlan, settings: Settings, console: Console) -> Gathered:
     """Start the workers, ingest the science packets, read the alerts as a subscriber until all are there."""
     from stream.cli.common import progress_bar
+    from stream.engine import logs
     from stream.engine.gather import NightReader
-    from stream.engine.ingest_service import ingest_files
+    from stream.engine.ingest_service import Ingestor
     from stream.engine.kafka import make_admin
+    from stream.engine.state import connect
     from stream.engine.supervise import Supervisor
     from stream.engine.topics import apply_topics, load_topics
-    from stream.engine.workers import commands
+    from stream.engine.workers import children
 
+    logs.configure(settings.model_copy(update={"log_level": "error"}), worker="demo")
     apply_topics(make_admin(settings), load_topics(settings.topics_file), settings.profile)
     packets = sorted((plan.night / "raw" / "sci").iterdir())
     expected = 4 * len(packets)
-    console.print(f"Kafka {settings.bootstrap}, Redis {settings.redis_url}, {len(commands(settings))} workers")
-    with Supervisor(commands(settings), settings) as supervisor, NightReader(settings) as reader:
-        ingest_files(packets, settings)
-        with progress_bar(console) as report:
+    workers = children(settings)
+    console.print(f"Kafka {settings.bootstrap}, Redis {settings.redis_url}, {len(workers)} workers")
+    ingestor = Ingestor(settings, connect(settings))
+    for outcome in ingestor.files(packets):
+        console.print(f"[green]✓[/] {Path(outcome.path).name} [dim]{outcome.outcome}, {outcome.quadrants} quadrants[/]")
+    ingestor.close()
+    deadline = time.monotonic() + PATIENCE * expected
+    with NightReader(settings) as reader, progress_bar(console) as report:
 
-            def finished(gathered: Gathered) -> bool:
-                supervisor.check()
-                report(len(gathered.reports), expected, "quadrants")
-                report(gathered.n_alerts, max(gathered.n_expected, 1), "alerts")
-                done = len(gathered.reports) + len(_ingest_letters(gathered)) >= expected
-                return done and gathered.n_alerts >= gathered.n_expected
+        def finished(gathered: Gathered) -> bool:
+            report(len(gathered.reports), expected, "quadrants")
+            report(gathered.n_alerts, max(gathered.n_expected, 1), "alerts")
+            done = len(gathered.reports) + len(_ingest_letters(gathered)) >= expected
+            return done and gathered.n_alerts >= gathered.n_expected
 
-            reader.until(finished, PATIENCE * expected)
-        reader.poll(2.0)  # tracklets follow the alerts
+        def watch() -> None:
+            reader.poll(0.1)
+            if finished(reader.gathered) or time.monotonic() > deadline:
+                supervisor.stop()
+
+        reader.until(lambda gathered: reader.idle, 5.0)
+        if finished(reader.gathered):
+            console.print("[green]✓[/] streamed [dim](there already)[/]")
+            return reader.gathered
+        supervisor = Supervisor(workers, watch=watch)
+        supervisor.run()
+        reader.poll(1.0)  # tracklets follow the alerts
         return reader.gathered
 
 
@@ -189,7 +210,8 @@ def _ingest_letters(gathered: Gathered) -> list[Any]:
 
 def summarise(plan: DemoPlan, gathered: Gathered, seconds: float) -> dict[str, Any]:
     """The summary as plain values, and its plots on disk."""
-    from stream.alert import EXTENSION_FIELDS, stamps_sheet
+    from stream.alert import EXTENSION_FIELDS
+    from stream.alert.sheet import stamps_sheet
     from stream.monitor import percentiles, plot_night, recovery
     from stream.simulate import read_truth
 
@@ -224,6 +246,7 @@ def summarise(plan: DemoPlan, gathered: Gathered, seconds: float) -> dict[str, A
         "cpu_seconds_a_quadrant": round(sum(sum(r.seconds.values()) for r in reports) / max(len(reports), 1), 2),
         "files": files,
         "store": str(plan.store),
+        "logs": str(plan.services / "logs"),
         "show": str(best[0]["candid"]) if best else "",
         "seconds": round(seconds, 1),
         "unfinished": gathered.n_alerts < gathered.n_expected or not reports,
@@ -292,4 +315,4 @@ def show(summary: dict[str, Any], console: Console) -> None:
     if summary["show"]:
         console.print(f"  ztf-stream alerts show {summary['show']} --store {store}")
     if summary["unfinished"]:
-        console.print("[red]the night did not finish: see `ztf-stream status` and run/services/logs[/]")
+        console.print(f"[red]the night did not finish:[/] the workers' logs are in {summary['logs']}")

@@ -111,6 +111,8 @@ class _Emitter:
         """Write the alerts of one quadrant; how many."""
         from stream.alert import PRV_FIELDS, emit_packet
         from stream.archive import write_alert
+        from stream.cli.common import complain
+        from stream.core.errors import AlertError
         from stream.enrich import enrich_batch
 
         self._recall(report)
@@ -124,9 +126,15 @@ class _Emitter:
                 self._scorer = load_scorer()
             self._scorer.score(batch.items)
         enrich_batch(batch, self._history, PRV_FIELDS)
+        written = 0
         for item in batch.items:
-            write_alert(self._store, emit_packet(item, batch, {}))
-        return len(batch.items)
+            try:
+                write_alert(self._store, emit_packet(item, batch, {}))
+            except AlertError as error:
+                complain([f"candid {item.candidate['candid']}: {error}"])
+                continue
+            written += 1
+        return written
 
     def _recall(self, report: QuadrantReport) -> None:
         """Bring back what the store knows of the thirty days before a night, once a night."""

@@ -50,6 +50,7 @@ class NightReader:
             settings, f"{settings.group_prefix}-night-reader", "night-reader", read_committed=read_committed
         )
         self._assigned: set[tuple[str, int]] = set()
+        self.idle = False  # whether the last poll found nothing
         self.gathered = Gathered()
 
     def __enter__(self) -> NightReader:
@@ -65,6 +66,7 @@ class NightReader:
             messages = self._consumer.consume(500, seconds)
         for message in messages:
             self._take(raw_message(message))
+        self.idle = not messages
         return len(messages)
 
     def until(self, enough: Callable[[Gathered], bool], timeout: float) -> bool:

@@ -15,9 +15,15 @@ from stream.engine import logs, metrics
 from stream.engine.config import Settings
 from stream.engine.heartbeat import Heartbeat
 from stream.engine.state import Attempts, connect
+from stream.engine.supervise import Child
 
 RECORD_WORKERS = ("score", "enrich", "link", "monitor")
 WORKERS = ("pixels", *RECORD_WORKERS, "emit", "archive")
+# Numerics are single-threaded within a worker; workers scale by process.
+_SINGLE_THREADED = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+# A quadrant takes and frees some hundreds of megabytes in large pieces; given back to the system and taken anew each
+# time, the page faults cost up to 0.8 s a quadrant. A worker keeps them instead.
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
 
 
 def work(kind: str, index: int, settings: Settings) -> int:
@@ -43,15 +49,18 @@ def work(kind: str, index: int, settings: Settings) -> int:
     return 0
 
 
-def commands(settings: Settings) -> dict[str, list[str]]:
-    """Command lines of a whole system's workers on this machine, by name."""
+def children(settings: Settings) -> list[Child]:
+    """The worker processes of a whole system on this machine, for a ``Supervisor``; each logs to a file of its own."""
     counts = {"pixels": settings.pixel_workers, "emit": settings.emit_workers, "archive": 1}
-    program = [sys.executable, "-m", "stream.cli"]
-    return {
-        f"{kind}-{index}": [*program, "worker", kind, "--index", str(index)]
-        for kind in WORKERS
-        for index in range(counts.get(kind, settings.record_workers))
-    }
+    folder = settings.data_dir.expanduser() / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    env = {**settings.environment(), **_SINGLE_THREADED, **_KEEP_MEMORY}
+    found = []
+    for kind in WORKERS:
+        for index in range(counts.get(kind, settings.record_workers)):
+            argv = (sys.executable, "-m", "stream.cli", "worker", kind, "--index", str(index))
+            found.append(Child(f"{kind}-{index}", argv, env, folder / f"{kind}-{index}.log"))
+    return found
 
 
 def _until_told(stop: Callable[[], None]) -> None:
@@ -69,7 +78,7 @@ def _pixels(index: int, settings: Settings) -> None:
     store = ProductStore(settings.store)
     task = QuadrantTask(store, StoreInputs(store), ScienceSettings(camera=camera_named(settings.camera)))
     client = connect(settings)
-    with Heartbeat(client, settings.identity("pixels", index)) as heartbeat:
+    with Heartbeat(client, settings.identity("pixels", index), "pixels") as heartbeat:
         worker = PixelWorker(
             settings, QuadrantProcess(task, settings), index=index, attempts=Attempts(client), heartbeat=heartbeat
         )
@@ -78,12 +87,14 @@ def _pixels(index: int, settings: Settings) -> None:
 
 
 def _emit(index: int, settings: Settings) -> None:
-    from stream.engine.alert_messages import MakeAlerts
+    from stream.engine.alert_messages import MakeAlerts, refusals
     from stream.engine.emit import Emitter
+    from stream.engine.kafka import Sender, make_producer
 
     client = connect(settings)
-    with Heartbeat(client, settings.identity("emit", index)) as heartbeat:
-        emitter = Emitter(settings, MakeAlerts(), client, index=index, heartbeat=heartbeat)
+    make_alerts = MakeAlerts(refusals(Sender(make_producer(settings, "emit-letters")), settings))
+    with Heartbeat(client, settings.identity("emit", index), "emit") as heartbeat:
+        emitter = Emitter(settings, make_alerts, client, index=index, heartbeat=heartbeat)
         _until_told(emitter.stop)
         emitter.run()
 
@@ -92,7 +103,7 @@ def _archive(index: int, settings: Settings) -> None:
     from stream.engine.archive_worker import ArchiveWorker
 
     stop = threading.Event()
-    with Heartbeat(connect(settings), settings.identity("archive", index)):
+    with Heartbeat(connect(settings), settings.identity("archive", index), "archive"):
         worker = ArchiveWorker(settings)
         _until_told(stop.set)
         worker.run(stop.is_set)
@@ -103,5 +114,5 @@ def _records(kind: str, index: int, settings: Settings) -> None:
     from stream.engine.stages import make_stage
 
     client = connect(settings)
-    with Heartbeat(client, settings.identity(kind, index)):
+    with Heartbeat(client, settings.identity(kind, index), kind):
         run_stage(make_stage(kind, client), settings, index)

@@ -161,7 +161,7 @@ def enrich_batch(batch: CandidateBatch, history: History, prv_fields: Sequence[s
         if cell not in epochs_of_cell:
             epochs_of_cell[cell] = history.epochs(ra, dec)
         epochs = [e for e in epochs_of_cell[cell] if covers(e.corners, ra, dec) and e.jd < row["jd"]]
-        limits = [limit for limit in map(limit_row, epochs) if limit is not None]
+        limits = [dict.fromkeys(prv_fields) | limit for limit in map(limit_row, epochs) if limit is not None]
         item.prv_candidates = assemble_history(known, limits, row["jd"], row["candid"], programs) or None
         earlier = [k for k in known if k["jd"] < row["jd"]]
         same_channel = [k for k in earlier if k["field"] == row["field"] and k["rcid"] == row["rcid"]]

@@ -133,7 +133,10 @@ def test_two_epochs_of_one_place_make_one_object_with_a_history(memory: h.Histor
     assert event.object_id == first.items[0].object_id != first.items[1].object_id
     assert event.prv_candidates is not None
     assert [row["jd"] for row in event.prv_candidates] == [2458848.6, 2458850.6]
-    assert "candid" not in event.prv_candidates[0]
+    limit = event.prv_candidates[0]
+    assert set(PRV_FIELDS) <= set(limit)
+    assert limit["candid"] is limit["ra"] is limit["magpsf"] is None
+    assert limit["diffmaglim"] == 20.5
     assert event.prv_candidates[1]["candid"] == first.items[0].candidate["candid"]
     assert (event.candidate["ndethist"], event.candidate["ncovhist"]) == (2, 3)
     assert event.candidate["jdstarthist"] == 2458850.6
