@@ -58,6 +58,9 @@ log.cleaner.dedupe.buffer.size=16777216
 num.network.threads=2
 num.io.threads=4
 num.recovery.threads.per.data.dir=2
+# After a crash the node waits until its former self counts as gone: four seconds instead of nine.
+broker.heartbeat.interval.ms=1000
+broker.session.timeout.ms=4000
 # Clients of a killed worker: its open transaction is looked for every two seconds.
 transaction.abort.timed.out.transaction.cleanup.interval.ms=2000
 """

@@ -358,8 +358,8 @@ def ends_of(admin: AdminClient, topics: Sequence[str], timeout: float = 15.0) ->
         for place, future in admin.list_offsets(asked, request_timeout=timeout).items():
             try:
                 with translated(f"looking at {place.topic}"):
-                    ends[place.topic][place.partition] = future.result().offset
-            except BrokerUnavailable:  # no leader yet: the topic was made this instant
+                    ends[place.topic][place.partition] = future.result(timeout).offset
+            except (BrokerUnavailable, TimeoutError):  # no leader yet: the topic was made this instant
                 if time.monotonic() > deadline:
                     raise
                 failed.append((place.topic, place.partition))

@@ -27,7 +27,7 @@ from confluent_kafka.admin import (
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import stream
-from stream.core.errors import UsageError
+from stream.core.errors import BrokerUnavailable, UsageError
 from stream.engine.kafka import translated
 
 Profile = Literal["laptop", "cluster"]
@@ -257,7 +257,7 @@ def read_topics(admin: AdminClient, names: Iterable[str] | None = None) -> list[
             return []
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in chosen]
         answers = admin.describe_configs(resources, request_timeout=_ADMIN_TIMEOUT)
-        configs = {resource.name: future.result() for resource, future in answers.items()}
+        configs = {resource.name: future.result(_ADMIN_TIMEOUT) for resource, future in answers.items()}
     topics = []
     for name in chosen:
         partitions = metadata[name].partitions
@@ -283,7 +283,9 @@ def _settle(futures: Mapping[Any, Any], what: str) -> None:
     with translated(what):
         for future in futures.values():
             try:
-                future.result()
+                future.result(_ADMIN_TIMEOUT)
+            except TimeoutError as error:
+                raise BrokerUnavailable(f"Kafka, while {what}: no answer within {_ADMIN_TIMEOUT:.0f} s") from error
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
