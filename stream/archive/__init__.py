@@ -21,6 +21,7 @@ from stream.archive.paths import (
 )
 from stream.archive.products import (
     find_science_products,
+    read_mask,
     read_quality_record,
     read_science_product,
     write_products,
@@ -44,6 +45,7 @@ __all__ = [
     "night_of_candid",
     "parse_science_name",
     "read_alert",
+    "read_mask",
     "read_quality_record",
     "read_science_product",
     "recall_history",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stream.archive import catalogs
+from stream.archive import catalogs, fitsio
+from stream.archive.frames import as_unsigned
 from stream.archive.images import decode_science, encode_result
 from stream.archive.paths import parse_science_name, science_path
 from stream.archive.store import ProductStore
 from stream.core.errors import UsageError
-from stream.core.records import QuadrantReport, QuadrantResult, ScienceImage
+from stream.core.records import U16, QuadrantReport, QuadrantResult, ScienceImage
 
 _IMAGE = "_sciimg.fits.fz"
 _SCIENCE_FILES = ("sciimg.fits.fz", "mskimg.fits.fz", "psfcat.fits", "sexcat.fits")
@@ -34,6 +35,11 @@ def write_products(store: ProductStore, result: QuadrantResult) -> list[str]:
 def read_science_product(store: ProductStore, name: str) -> ScienceImage:
     """The science image of a quadrant's base name; ``UsageError`` where the store has none."""
     return decode_science({suffix: store.read(science_path(name, suffix)) for suffix in _SCIENCE_FILES})
+
+
+def read_mask(store: ProductStore, name: str) -> U16:
+    """The mask image of a quadrant's base name, (ny, nx) uint16 bits; ``UsageError`` where the store has none."""
+    return as_unsigned(fitsio.read_hdus(store.read(science_path(name, "mskimg.fits.fz")))[1].image())
 
 
 def read_quality_record(store: ProductStore, name: str) -> QuadrantReport:

@@ -228,7 +228,8 @@ def summarise(plan: DemoPlan, gathered: Gathered, seconds: float) -> dict[str, A
         str(plot_night(plots / "night.png", injected, candidates, ledgers, f"simulated night, {len(packets)} alerts"))
     ]
     if best:
-        files.append(str(stamps_sheet(best, plots / "stamps.png")))
+        stamps_sheet(best, plots / "stamps.png")
+        files.append(str(plots / "stamps.png"))
     found, total = injected.completeness(10.0)
     summary = {
         "packets": len(sorted((plan.night / "raw" / "sci").iterdir())),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any, Protocol
 
+import numpy as np
 import redis
 
 from stream.alert import (
@@ -29,7 +30,7 @@ from stream.engine.kafka import OutMessage, RawMessage
 from stream.enrich import RedisHistory, enrich_batch
 from stream.monitor import Monitor
 from stream.score import load_scorer
-from stream.solarsystem import link_tracklets
+from stream.solarsystem import LINK_DTYPE, link_tracklets
 
 Clock = Callable[[], float]
 
@@ -111,14 +112,15 @@ class LinkStage:
         """Add a batch's detections and link the night again."""
         batch = decode_batch(message.value)
         night = night_of(batch.jd)
-        rows = {str(row["candid"]): json.dumps(row) for row in link_rows(batch)}
+        rows = {str(row[0]): json.dumps(row) for row in link_rows(batch)}
         if not rows:
             return []
         key = f"ztf:link:{night}"
         self._redis.hset(key, mapping=rows)
         self._redis.expire(key, 3 * 86_400)
         stored: Any = self._redis.hvals(key)
-        tracklets = link_tracklets([json.loads(row) for row in stored], night)
+        detections = np.array([tuple(json.loads(row)) for row in stored], LINK_DTYPE)
+        tracklets = link_tracklets(detections, night)
         return [
             OutMessage("ztf.tracklets", str(t.trackid).encode(), encode_tracklet(t), ledger.extend(message.headers))
             for t in self._changed(night, tracklets)
@@ -137,25 +139,14 @@ class LinkStage:
         return changed
 
 
-def link_rows(batch: CandidateBatch) -> list[dict[str, Any]]:
-    """What linking needs of a batch: positive, plausible detections at mid-exposure."""
+def link_rows(batch: CandidateBatch) -> list[tuple[int, float, float, float, float]]:
+    """What linking needs of a batch, rows of ``LINK_DTYPE``: positive, plausible detections at mid-exposure."""
     rows = []
     for item in batch.items:
         c = item.candidate
         plausible = c.get("drb") is None or c["drb"] >= LINK_MIN_SCORE
         if c["isdiffpos"] == "t" and plausible:
-            expid = c["pid"] // 10_000
-            rows.append(
-                {
-                    "candid": c["candid"],
-                    "jd": batch.jd_mid,
-                    "ra": c["ra"],
-                    "dec": c["dec"],
-                    "mag": c["magpsf"],
-                    "expid": expid,
-                    "fid": c["fid"],
-                }
-            )
+            rows.append((c["candid"], batch.jd_mid, c["ra"], c["dec"], c["magpsf"]))
     return rows
 
 
