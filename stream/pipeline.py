@@ -33,6 +33,7 @@ from stream.core.records import (
     ScienceImage,
     Status,
     Table,
+    ZeroPoint,
 )
 from stream.enrich import match_catalogs
 from stream.extract import ExtractSettings, extract, find_streaks
@@ -62,7 +63,7 @@ class ScienceSettings:
 
     camera: Camera = FULL
     detection_sigma: float = 4.5  # matched-filter S/N: at 4.0 a quadrant has hundreds of noise peaks
-    # Cuts before packaging. The survey's own of 2018 lose half of what lies at S/N 6; ours keeps it for the classifiers.
+    # Cuts before packaging: the survey's of 2018 lose half of what lies at S/N 6, ours keep it for the classifiers.
     profile: str = "noise-aware"
     subtract: bool = True  # False: science products only, as for reference building
 

@@ -137,7 +137,7 @@ def camera(
         print_json(figures)
     else:
         print(
-            f"{rate:.2f} quadrants/s with {count} processes; the camera makes {64 / 45:.2f} ({figures['cameras']} cameras)"
+            f"{rate:.2f} quadrants/s by {count} processes; the camera makes {64 / 45:.2f}: {figures['cameras']} cameras"
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -11,6 +12,9 @@ from rich.table import Table
 from stream.core.camera import camera_named
 from stream.core.errors import UsageError
 from stream.core.identity import FILTER_CODES, FILTER_IDS
+
+if TYPE_CHECKING:
+    from stream.offline import Built, Job
 
 calibration_app = typer.Typer(no_args_is_help=True, help="Build bias and flat frames.")
 reference_app = typer.Typer(no_args_is_help=True, help="Build reference images.")
@@ -78,7 +82,9 @@ def build_reference(
     _show(built, [], as_json, "references")
 
 
-def _prepare(raw, store, camera, workers):  # type: ignore[no-untyped-def]
+def _prepare(
+    raw: list[str] | None, store: str | None, camera: str | None, workers: int | None
+) -> tuple[list[Path], Job, int]:
     from stream.cli.common import cores
     from stream.engine.config import load_settings
     from stream.ingest import expand_inputs
@@ -89,7 +95,7 @@ def _prepare(raw, store, camera, workers):  # type: ignore[no-untyped-def]
     return paths, Job(settings.store, camera_named(settings.camera)), workers or cores()
 
 
-def _show(built, errors, as_json, what):  # type: ignore[no-untyped-def]
+def _show(built: list[Built], errors: list[str], as_json: bool, what: str) -> None:
     """Report what was made; exit with 1 if anything was not."""
     from stream.cli.common import complain, print_json
 

@@ -6,9 +6,8 @@ import importlib
 import sys
 from typing import Any
 
-import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 # command -> (module, name of the typer app or function in it, one line of help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -33,28 +32,28 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 class LazyGroup(TyperGroup):
     """A command group that imports a command's module when the command is named."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order of the table."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command, built from its module; for the group's own help only its line of text is needed."""
         if cmd_name not in COMMANDS:
             return None
         module, attribute, text = COMMANDS[cmd_name]
-        if ctx.resilient_parsing or _listing(ctx):
-            return click.Command(cmd_name, short_help=text, help=text)
+        if ctx.resilient_parsing or _listing():
+            return TyperCommand(cmd_name, short_help=text, help=text)
         target: Any = getattr(importlib.import_module(module), attribute)
         if not isinstance(target, typer.Typer):
             app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
             app.command(cmd_name)(target)
             target = app
-        command: click.Command = typer.main.get_command(target)
+        command = typer.main.get_command(target)
         command.name = cmd_name
         return command
 
 
-def _listing(ctx: click.Context) -> bool:
+def _listing() -> bool:
     return len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help")
 
 
@@ -78,13 +77,10 @@ def run() -> int:
     from stream.core.errors import ZtfError
 
     try:
-        app(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        return int(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.exceptions.Abort, KeyboardInterrupt):
+        app()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
     except ZtfError as error:

@@ -10,7 +10,8 @@ Conventions, everywhere unless a docstring says otherwise:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -99,7 +100,7 @@ class Exposure:
     dec: float
     airmass: float = float("nan")
     too: bool = False
-    header: Row = field(default_factory=dict)
+    header: Row = dataclasses.field(default_factory=dict)
 
     @property
     def nid(self) -> int:
@@ -184,7 +185,7 @@ class CalibrationFrame:
     badpix: U16  # mask bits found while building it
     n_frames: int
     calid: str  # the survey's calibration identifier, ztf-facts §2.1
-    qa: Row = field(default_factory=dict)
+    qa: Row = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +320,7 @@ class Reference:
     saturate: float  # DN; pixels at or above it carry no flux to subtract
     version: str  # short hash of inputs and software
     inputs: tuple[str, ...] = ()
-    qa: Row = field(default_factory=dict)
+    qa: Row = dataclasses.field(default_factory=dict)
 
 
 class PlacePsf(Protocol):
@@ -457,11 +458,11 @@ class QuadrantReport:
     n_candidates: int | None = None
     n_rejected: int | None = None
     n_streaks: int | None = None
-    rejected: dict[str, int] = field(default_factory=dict)
-    corners: list[float] = field(default_factory=list)  # ra1, dec1 .. ra4, dec4 (deg) of the image corners
-    calids: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
+    rejected: dict[str, int] = dataclasses.field(default_factory=dict)
+    corners: list[float] = dataclasses.field(default_factory=list)  # ra1, dec1 .. ra4, dec4 (deg) of the image corners
+    calids: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -473,10 +474,12 @@ class QuadrantResult:
     science: ScienceImage | None = None
     reference: Reference | None = None
     difference: Difference | None = None
-    candidates: list[Candidate] = field(default_factory=list)
-    streaks: list[Streak] = field(default_factory=list)
+    candidates: list[Candidate] = dataclasses.field(default_factory=list)
+    streaks: list[Streak] = dataclasses.field(default_factory=list)
     traceback: str | None = None
-    elapsed: dict[str, float] = field(default_factory=dict)  # wall seconds from the start to the end of each step
+    elapsed: dict[str, float] = dataclasses.field(
+        default_factory=dict
+    )  # wall seconds from the start to the end of each step
 
 
 class QuadrantInputs(Protocol):
@@ -535,7 +538,7 @@ class CandidateBatch:
     exptime: float
     chunk: int
     n_chunks: int
-    items: list[BatchItem] = field(default_factory=list)
+    items: list[BatchItem] = dataclasses.field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

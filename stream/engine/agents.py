@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 _LONGEST_BACKOFF = 30.0
 
 
-class CommittedThread(driver.AIOKafkaConsumerThread):
+class CommittedThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]  # Faust has no types
     """Faust's consumer thread, reading committed messages only.
 
     Pixel workers write in transactions, and Faust asks for ``read_committed`` only in its exactly-once mode. The level
@@ -42,7 +42,7 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
         return consumer
 
 
-class CommittedConsumer(driver.Consumer):
+class CommittedConsumer(driver.Consumer):  # type: ignore[misc]
     """Faust's consumer with that thread."""
 
     def _new_consumer_thread(self) -> Any:
@@ -83,7 +83,7 @@ def make_app(stage: Stage, settings: Settings, index: int = 0) -> faust.App:
 
     for name, topic in topics.items():
 
-        @app.agent(topic, name=f"{stage.name}-{name}")
+        @app.agent(topic, name=f"{stage.name}-{name}")  # type: ignore[untyped-decorator]
         async def run(stream: Any) -> None:
             async for event in stream.events():
                 await _one(stage, _incoming(event), executor, send, settings)

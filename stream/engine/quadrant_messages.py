@@ -49,7 +49,11 @@ class QuadrantProcess:
 
     def _records(self, message: RawMessage, result: QuadrantResult, times: Mapping[str, float]) -> list[OutMessage]:
         key = str(result.report.pid).encode()
-        about = {"name": result.report.name, "rid": result.report.rid, "pid": result.report.pid}
+        about: dict[str, str | int | float | None] = {
+            "name": result.report.name,
+            "rid": result.report.rid,
+            "pid": result.report.pid,
+        }
         passed = ledger.encode({**ledger.read(message.headers), **times})
         headers = (*encode_headers(about), *passed)
         out = [OutMessage("ztf.quadrants", key, encode_report(result.report), headers)]

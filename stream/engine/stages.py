@@ -41,9 +41,20 @@ LINK_MIN_SCORE = 0.3
 class Stage(Protocol):
     """One record stage."""
 
-    name: str
-    sources: tuple[str, ...]
-    passed: str  # the ledger's entry that this stage adds; empty: none
+    @property
+    def name(self) -> str:
+        """Of the stage, its group and its workers."""
+        ...
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Topics it reads."""
+        ...
+
+    @property
+    def passed(self) -> str:
+        """The ledger's entry that this stage adds; empty: none."""
+        ...
 
     def handle(self, message: RawMessage) -> list[OutMessage]:
         """Messages that follow from one message; raises our errors."""
@@ -112,7 +123,7 @@ class LinkStage:
         """Add a batch's detections and link the night again."""
         batch = decode_batch(message.value)
         night = night_of(batch.jd)
-        rows = {str(row[0]): json.dumps(row) for row in link_rows(batch)}
+        rows: dict[Any, Any] = {str(row[0]): json.dumps(row) for row in link_rows(batch)}
         if not rows:
             return []
         key = f"ztf:link:{night}"

@@ -188,7 +188,7 @@ def cells_in_band(band: int, size: float) -> int:
 
 def cells_around(ra: float, dec: float, size: float) -> list[tuple[int, int]]:
     """Cells that may hold anything within ``size`` deg of a place: its own and its neighbours, sorted."""
-    found = set()
+    found: set[tuple[int, int]] = set()
     for band in {math.floor((min(90.0, max(-90.0, dec + d)) + 90.0) / size) for d in (-size, 0.0, size)}:
         n = cells_in_band(band, size)
         middle = math.floor((ra % 360.0) / 360.0 * n)

@@ -155,7 +155,7 @@ def footprint_cells(corners: list[float]) -> list[tuple[int, int]]:
     ras, decs = corners[0::2], corners[1::2]
     offsets = [(ra - ras[0] + 180.0) % 360.0 - 180.0 for ra in ras]
     low, high = ras[0] + min(offsets), ras[0] + max(offsets)
-    cells = set()
+    cells: set[tuple[int, int]] = set()
     for band in range(math.floor(min(decs) + 90.0), math.floor(max(decs) + 90.0) + 1):
         n = cells_in_band(band, COVER_CELL)
         first, last = math.floor(low / 360.0 * n), math.floor(high / 360.0 * n)

@@ -105,9 +105,7 @@ def _astrometry(header: fits.Header, wcs: WCS) -> Astrometry:
 def _zeropoint(header: fits.Header) -> ZeroPoint | None:
     if header.get("MAGZP") is None:
         return None
-    values = [
-        float(header.get(key, np.nan)) for key in ("MAGZP", "MAGZPUNC", "MAGZPRMS", "CLRCOEFF", "CLRCOUNC", "ZPCLRCOV")
-    ]
-    extra = [float(header.get(key, np.nan)) for key in ("ZPMED", "ZPAVG", "CLRMED", "CLRAVG", "CLRRMS")]
+    keys = ("MAGZP", "MAGZPUNC", "MAGZPRMS", "CLRCOEFF", "CLRCOUNC", "ZPCLRCOV", "ZPMED", "ZPAVG", "CLRMED", "CLRAVG")
+    figures = {key.lower(): float(header.get(key, np.nan)) for key in (*keys, "CLRRMS")}
     colour = str(header.get("PCOLOR", "")).strip() or "g - R"
-    return ZeroPoint(*values, colour, int(header.get("NMATCHES", 0)), *extra)
+    return ZeroPoint(pcolor=colour, n_matches=int(header.get("NMATCHES", 0)), **figures)

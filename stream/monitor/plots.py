@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def plot_night(
 
 def _completeness(axis: Any, injected: Injected) -> None:
     centres, values, counts = [], [], []
-    for low, high in zip(EDGES[:-1], EDGES[1:], strict=True):
+    for low, high in itertools.pairwise(EDGES):
         found, total = injected.completeness(low, high)
         if total:
             centres.append(np.sqrt(low * high))

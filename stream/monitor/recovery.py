@@ -58,14 +58,14 @@ def recovery(
     limits = {(r.name.rsplit("_q", 1)[0], r.rcid): r.diffmaglim for r in reports if r.diffmaglim is not None}
     places = list(zip(truth["exposure"].astype(str), truth["rcid"].astype(int), strict=True))
     wanted = np.isin(truth["kind"].astype(str), POINT_SOURCES) & truth["in_quadrant"].astype(bool)
-    rows = [i for i in np.flatnonzero(wanted) if places[i] in limits]
+    rows = [int(i) for i in np.flatnonzero(wanted) if places[i] in limits]
     limit = np.array([limits[places[i]] for i in rows], float)
     mag = truth["mag"][rows].astype(float)
     return Injected(
         truth["kind"][rows].astype(str),
         mag,
         5.0 * 10.0 ** (0.4 * (limit - mag)),
-        np.array([_clean(truth, places[i], i, usable) for i in rows], bool),
+        np.array([_clean(truth, places[i], i, usable) for i in rows], np.bool_),
         _found(truth, rows, places, alerts),
     )
 

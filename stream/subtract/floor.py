@@ -52,7 +52,8 @@ def excess_noise(scorr: F32, cell: int = CELL) -> NDArray[np.float32] | None:
         return None
     factor = np.where(scatter > TOLERATED, scatter, np.float32(1.0))
     # A residual does not end at its cell's border.
-    return np.maximum(factor, 0.5 * ndimage.maximum_filter(factor, 3)).astype(np.float32)
+    grown: NDArray[np.float32] = np.maximum(factor, 0.5 * ndimage.maximum_filter(factor, 3)).astype(np.float32)
+    return grown
 
 
 def apply_floor(scorr: F32, sigma: F32, factor: NDArray[np.float32] | None, cell: int = CELL) -> None:
