@@ -330,7 +330,7 @@ def process_image(path: Path, inputs: QuadrantInputs) -> QuadrantResult:
     came = read_science(path)
     watch = Stopwatch()
     return process_science(
-        lambda: science_from_calibrated(came.image, came.astrometry, came.zeropoint, inputs, watch),
+        lambda: science_from_calibrated(came.image, came.astrometry, came.zeropoint, inputs, watch, came.seeing),
         came.image.quadrant,
         inputs,
         watch,
@@ -339,7 +339,7 @@ def process_image(path: Path, inputs: QuadrantInputs) -> QuadrantResult:
 
 def _reference_of(path: Path, inputs: QuadrantInputs) -> Reference:
     came = read_science(path)
-    science = science_from_calibrated(came.image, came.astrometry, came.zeropoint, inputs)
+    science = science_from_calibrated(came.image, came.astrometry, came.zeropoint, inputs, seeing=came.seeing)
     return build_reference([science])
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from stream.astrometry import solve, wcs_cards
 from stream.calibrate import calibrate, mask_halos
 from stream.core.camera import FULL, Camera, nominal_wcs
-from stream.core.errors import Permanent, Retriable
-from stream.core.flags import Mask
+from stream.core.errors import Permanent, PhotometryError, Retriable
+from stream.core.flags import Info, Mask
+from stream.core.psf import moffat_psf
 from stream.core.records import (
     U16,
     Astrometry,
@@ -156,10 +157,12 @@ def science_from_calibrated(
     zeropoint: ZeroPoint | None,
     inputs: QuadrantInputs,
     watch: Stopwatch | None = None,
+    seeing: float | None = None,
 ) -> ScienceImage:
     """A science image from pixels that came calibrated and with a WCS, a cut-out for example.
 
-    ``zeropoint`` is the header's; None fits one against Pan-STARRS1.
+    ``zeropoint`` is the header's; None fits one against Pan-STARRS1. ``seeing`` (px), where known, stands in with a
+    Moffat profile when the image has too few stars to measure a PSF; the notes and INFOBITS say so.
     """
     watch = watch or Stopwatch()
     settings = ScienceSettings()
@@ -168,7 +171,7 @@ def science_from_calibrated(
     with watch.step("detect"):
         detections = detect(image.data, background, image.mask, settings.detection_sigma)
     cone = footprint_cone(astrometry, image.data.shape)
-    return measure_science(image, detections, background, astrometry, inputs, cone, watch, zeropoint)
+    return measure_science(image, detections, background, astrometry, inputs, cone, watch, zeropoint, seeing)
 
 
 def footprint_cone(astrometry: Astrometry, shape: tuple[int, ...]) -> tuple[float, float, float]:
@@ -187,11 +190,20 @@ def measure_science(
     cone: tuple[float, float, float],
     watch: Stopwatch,
     zeropoint: ZeroPoint | None = None,
+    seeing: float | None = None,
 ) -> ScienceImage:
     """PSF, sources, zero point (unless given) and masks of an image whose WCS is known."""
     noise = image.gain, image.readnoise
+    notes, infobits = image.notes, astrometry.infobits
     with watch.step("psf"):
-        psf = build_psf(image.data, background, detections, image.mask, *noise, image.saturate)
+        try:
+            psf = build_psf(image.data, background, detections, image.mask, *noise, image.saturate)
+        except PhotometryError:
+            if seeing is None:
+                raise
+            ny, nx = image.data.shape
+            psf = moffat_psf(seeing, (ny, nx))
+            notes, infobits = (*notes, "psf_from_header"), infobits | Info.NO_PSF
     with watch.step("photometry"):
         sources, apertures = measure_sources(image.data, background, psf, detections, image.mask, *noise)
         sources = with_sky_positions(sources, astrometry.wcs)
@@ -201,12 +213,12 @@ def measure_science(
         mask = mask_halos(image.mask, astrometry.wcs, inputs.bright(*cone), FULL.pixel_scale)
         mask = mark_sources(mask, sources)
     depth = maglim(psf, background, zeropoint)
-    infobits = astrometry.infobits | photometric_infobits(
+    infobits |= photometric_infobits(
         background, psf, sources, len(detections), zeropoint, depth, saturated=_fraction(image.mask)
     )
     return ScienceImage(
         image.quadrant, image.data, mask, *noise, image.saturate, background, psf, astrometry, zeropoint, sources,
-        depth, infobits, apertures.values, apertures.uncertainties, image.calids, image.notes,
+        depth, infobits, apertures.values, apertures.uncertainties, image.calids, notes,
     )  # fmt: skip
 
 

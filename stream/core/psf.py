@@ -209,3 +209,17 @@ def gaussian_psf(fwhm: float, shape: tuple[int, int], oversample: int = 2, radiu
     sigma = fwhm / 2.3548200450309493
     g = np.exp(-0.5 * (r / sigma) ** 2)
     return PsfModel(np.outer(g, g)[None].astype(np.float32), oversample, 0, shape, fwhm)
+
+
+def moffat_psf(
+    fwhm: float, shape: tuple[int, int], beta: float = 3.0, oversample: int = 3, radius: int = 14
+) -> PsfModel:
+    """A round Moffat PSF of a known FWHM (px), the same everywhere: for an image with too few stars to measure one.
+
+    ``beta`` 3 is what the survey's own cut-outs show; a Gaussian would miss a tenth of the light.
+    """
+    n = 2 * radius * oversample + 1
+    r = (np.arange(n) - n // 2) / oversample
+    alpha = fwhm / (2 * np.sqrt(2 ** (1 / beta) - 1))
+    grid = (1 + (r[:, None] ** 2 + r[None, :] ** 2) / alpha**2) ** -beta
+    return PsfModel(grid[None].astype(np.float32), oversample, 0, shape, fwhm)

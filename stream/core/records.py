@@ -477,9 +477,8 @@ class QuadrantResult:
     candidates: list[Candidate] = dataclasses.field(default_factory=list)
     streaks: list[Streak] = dataclasses.field(default_factory=list)
     traceback: str | None = None
-    elapsed: dict[str, float] = dataclasses.field(
-        default_factory=dict
-    )  # wall seconds from the start to the end of each step
+    # Wall seconds from the start to the end of each step.
+    elapsed: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class QuadrantInputs(Protocol):

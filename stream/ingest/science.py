@@ -22,11 +22,12 @@ DEFAULT_GAIN, DEFAULT_READNOISE, DEFAULT_SATURATE = 6.2, 10.0, 50_000.0
 
 @dataclass(frozen=True, slots=True)
 class CalibratedInput:
-    """A calibrated image with what its header knows; ``zeropoint`` is None where it has none."""
+    """A calibrated image with what its header knows; None where it knows nothing."""
 
     image: CalibratedImage
     astrometry: Astrometry
     zeropoint: ZeroPoint | None
+    seeing: float | None = None  # FWHM in px, as the header says
 
 
 def read_science(path: Path) -> CalibratedInput:
@@ -59,7 +60,10 @@ def read_science(path: Path) -> CalibratedInput:
         saturate,
         notes=("came_calibrated",),
     )
-    return CalibratedInput(image, _astrometry(header, wcs), _zeropoint(header))
+    seeing = header.get("SEEING")
+    return CalibratedInput(
+        image, _astrometry(header, wcs), _zeropoint(header), None if seeing is None else float(seeing)
+    )
 
 
 def _mask(data: NDArray[np.float32], saturate: float) -> NDArray[np.uint16]:

@@ -12,20 +12,13 @@ from scipy import ndimage
 
 from stream.core.errors import PhotometryError
 from stream.core.flags import Mask
-from stream.core.psf import PsfModel
+from stream.core.psf import moffat_psf
 from stream.core.records import Astrometry, Exposure, Quadrant, ScienceImage, ZeroPoint
 from stream.photometry import build_psf, detect, estimate_background, measure_sources
 from stream.reference import build_reference
 from stream.subtract import subtract
 
 NAMES = ("20250116146979_000250_zg_c08_o_q3", "20250116147917_000249_zg_c05_o_q4")
-
-
-def moffat(fwhm: float, shape: tuple[int, int]) -> PsfModel:
-    """A Moffat of beta 3 for a cut-out with too few stars to make a PSF from."""
-    r = np.arange(-28, 29) / 2
-    core = fwhm / 2 / np.sqrt(2 ** (1 / 3) - 1)
-    return PsfModel(((1 + (r[:, None] ** 2 + r**2) / core**2) ** -3)[None].astype(np.float32), 2, 0, shape, fwhm)
 
 
 def load(path: Path) -> ScienceImage:
@@ -41,7 +34,7 @@ def load(path: Path) -> ScienceImage:
     try:
         psf = build_psf(data, background, detections, mask, gain, readnoise, saturate)
     except PhotometryError:
-        psf = moffat(header["SEEING"], data.shape)
+        psf = moffat_psf(header["SEEING"], data.shape)
     sources, _ = measure_sources(data, background, psf, detections, mask, gain, readnoise)
     sources, wcs, jd = sources.copy(), WCS(header), header["OBSJD"]
     sources["ra"], sources["dec"] = wcs.all_pix2world(sources["x"], sources["y"], 0)
