@@ -15,8 +15,7 @@ from typing import Self
 from stream.core.errors import UsageError
 from stream.engine import jars, processes
 
-# A quadrant is 8 MB as it comes and never above 16 MB (3072 x 3080 uint16 and overscan uncompressed: 19 MB does
-# not occur, Rice makes two thirds of pure noise); the broker's limit leaves twice that for everything else.
+# A quadrant is 7 MB compressed and 19 MB plain; the broker's limit leaves room above the topics' own.
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 START_TIMEOUT = 60.0  # seconds; three on a quiet machine, more after a crash with full logs to recover
 STOP_TIMEOUT = 20.0

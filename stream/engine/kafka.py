@@ -96,7 +96,7 @@ def translated(doing: str) -> Iterator[None]:
 
 def make_admin(settings: Settings) -> AdminClient:
     """A client for topics and groups."""
-    return AdminClient({**settings.kafka(), "client.id": f"{settings.group_prefix}-admin", "log_level": 3})
+    return AdminClient({**settings.kafka(), "client.id": f"{settings.group_prefix}-admin", "log_level": 2})
 
 
 def make_producer(settings: Settings, name: str, *, transactional_id: str = "", **extra: Any) -> Producer:
@@ -124,7 +124,7 @@ def make_producer(settings: Settings, name: str, *, transactional_id: str = "", 
         "queue.buffering.max.kbytes": 131_072,  # at most 128 MB wait in memory; then produce() is held back
         "queue.buffering.max.messages": 200_000,
         "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
-        "log_level": 3,
+        "log_level": 2,
     }
     if transactional_id:
         conf["transactional.id"] = transactional_id
@@ -159,7 +159,7 @@ def make_consumer(
         "queued.max.messages.kbytes": 65_536,
         "queued.min.messages": 100,
         "enable.partition.eof": False,
-        "log_level": 3,
+        "log_level": 2,
     }
     if instance_id:
         conf["group.instance.id"] = instance_id
@@ -275,45 +275,69 @@ def read_to_end(
     BrokerUnavailable
         The broker does not answer.
     """
-    consumer = make_consumer(
-        settings,
-        f"{settings.group_prefix}-{name}-reader",
-        name,
-        read_committed=read_committed,
-        enable_partition_eof=True,
-    )
-    try:
-        ends: dict[tuple[str, int], int] = {}
-        places = []
-        for topic, offsets in starts.items():
-            for partition, (low, high) in watermarks(consumer, topic).items():
-                first = max(offsets.get(partition, low), low)
-                if first < high:
-                    ends[topic, partition] = high
-                    places.append(TopicPartition(topic, partition, first))
-        consumer.assign(places)
-        progress = time.monotonic()
-        while ends:
-            message = consumer.poll(0.5)
-            if message is None:
-                if time.monotonic() > progress + stall:
-                    raise BrokerUnavailable(f"nothing came from {', '.join(starts)} for {stall:.0f} s")
-                continue
-            progress = time.monotonic()
-            error = message.error()
-            place = (message.topic() or "", message.partition() or 0)
-            if error is not None and error.code() == KafkaError._PARTITION_EOF:
-                ends.pop(place, None)
-                continue
+    left: dict[tuple[str, int], tuple[int, int]] | None = None  # partition -> offset to read next, end
+    progress = time.monotonic()
+    while left is None or left:
+        consumer = make_consumer(
+            settings,
+            f"{settings.group_prefix}-{name}-reader",
+            name,
+            read_committed=read_committed,
+            enable_partition_eof=True,
+        )
+        try:
+            if left is None:
+                left = _unread(consumer, starts)
+            consumer.assign([TopicPartition(topic, p, begin) for (topic, p), (begin, _) in left.items()])
+            for message in _read_while_it_flows(consumer, left):
+                progress = time.monotonic()
+                yield message
+        finally:
+            consumer.close()
+        if left and time.monotonic() > progress + stall:
+            raise BrokerUnavailable(f"nothing came from {', '.join(starts)} for {stall:.0f} s")
+
+
+def _unread(consumer: Consumer, starts: Mapping[str, Mapping[int, int]]) -> dict[tuple[str, int], tuple[int, int]]:
+    """Partitions with something between their start and their end as it is now: (start, end)."""
+    left = {}
+    for topic, offsets in starts.items():
+        for partition, (low, high) in watermarks(consumer, topic).items():
+            first = max(offsets.get(partition, low), low)
+            if first < high:
+                left[topic, partition] = first, high
+    return left
+
+
+def _read_while_it_flows(
+    consumer: Consumer, left: dict[tuple[str, int], tuple[int, int]], patience: float = 5.0
+) -> Iterator[RawMessage]:
+    """Messages until ``left`` is read (it is brought up to date), or nothing has come for ``patience`` seconds.
+
+    A client that was made while a broker restarted may wait for minutes on what it learnt then; a new one does not.
+    """
+    quiet = time.monotonic()
+    while left and time.monotonic() < quiet + patience:
+        message = consumer.poll(0.5)
+        if message is None:
+            continue
+        error = message.error()
+        place = (message.topic() or "", message.partition() or 0)
+        if error is not None and error.code() == KafkaError._PARTITION_EOF:
+            left.pop(place, None)
+            continue
+        try:
             found = raw_message(message)
-            if place not in ends or found.offset >= ends[place]:
-                ends.pop(place, None)  # written after we began
-                continue
-            if found.offset + 1 == ends[place]:
-                del ends[place]
+        except BrokerUnavailable:
+            continue
+        quiet = time.monotonic()
+        end = left[place][1] if place in left else 0
+        if found.offset + 1 < end:
+            left[place] = found.offset + 1, end
+        else:
+            left.pop(place, None)
+        if found.offset < end:  # else written after we began
             yield found
-    finally:
-        consumer.close()
 
 
 def watermarks(consumer: Consumer, topic: str, timeout: float = 15.0) -> dict[int, tuple[int, int]]:

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +49,9 @@ def spawn(
 
     Output goes to ``log`` (appended), or where ours goes. ``env`` is added to the inherited environment.
     """
+    if threading.current_thread() is not threading.main_thread():
+        # The kernel would end the child when this thread ends, minutes later and without a trace.
+        raise RuntimeError("start child processes from the main thread: their lives are tied to it")
     launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), str(int(parent_death))]
     merged = {**os.environ, **env} if env else None
     if log is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from stream.engine.config import Settings
 from stream.engine.kafka import OutMessage, Sender, make_producer, read_to_end
@@ -25,7 +27,32 @@ def values_of(settings: Settings, topic: str, *, read_committed: bool = True) ->
     return [message.value.decode() for message in messages]
 
 
-def wait(until: Callable[[], bool], log: Path, seconds: float = 30.0) -> None:
+class in_thread:  # noqa: N801 - reads as words
+    """Runs a worker of this process in a thread while the block lasts; its error, if any, is raised at the end."""
+
+    def __init__(self, worker: Any) -> None:
+        self.worker = worker
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self.worker.run()
+        except BaseException as error:
+            self.error = error
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.worker.stop()
+        self.thread.join(40)
+        assert not self.thread.is_alive()
+        if self.error is not None:
+            raise self.error
+
+
+def wait(until: Callable[[], bool], log: Path = Path("no log"), seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < deadline, f"not within {seconds} s; the worker said: {tail(log)}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections import Counter
 
 import pytest
-from engine_helpers import send, wait
+from engine_helpers import in_thread, send, wait
 from engine_process import ALERTS
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,23 +66,6 @@ def test_killed_at_every_step_each_alert_leaves_once(settings, prefix, make_topi
     assert times["published"] > 1.5e9
 
 
-class InThread:
-    """An emitter of this process, for what needs no killing."""
-
-    def __init__(self, emitter: Emitter) -> None:
-        self.emitter = emitter
-        self.thread = threading.Thread(target=emitter.run, daemon=True)
-
-    def __enter__(self) -> Emitter:
-        self.thread.start()
-        return self.emitter
-
-    def __exit__(self, *_: object) -> None:
-        self.emitter.stop()
-        self.thread.join(20)
-        assert not self.thread.is_alive()
-
-
 def maker(topic: str):
     def make(message: RawMessage) -> list[AlertOut]:
         pid = int(message.value)
@@ -99,7 +81,7 @@ def test_redis_that_forgot_everything_makes_no_duplicates(settings, prefix, make
     send_batches(settings, source, [1, 2, 3, 4, 5], 1)
     assert launch("emit", source, target, "flushed", 1).wait(30) == -9, tail(log)
     connect(settings).flushdb()
-    with InThread(Emitter(settings, maker(target), connect(settings), source=source)):
+    with in_thread(Emitter(settings, maker(target), connect(settings), source=source)):
         wait(lambda: len(candids(settings, target)) == 5 * ALERTS, log)
         # The same process, the same batches again: remembered without Redis.
         connect(settings).flushdb()
@@ -122,9 +104,9 @@ def test_bad_batches_and_bad_alerts_become_dead_letters(settings, prefix, make_t
         return [AlertOut(topic, b"k", value, pid * 100)]
 
     send_batches(settings, source, [1, 2, 3, 4, 5], 1)
-    with InThread(Emitter(settings, make, connect(settings), source=source)):
-        wait(lambda: len(candids(settings, target)) == 2, tmp_path / "none")
-        wait(lambda: len([x for x in list_letters(settings) if x.topic == source]) == 3, tmp_path / "none")
+    with in_thread(Emitter(settings, make, connect(settings), source=source)):
+        wait(lambda: len(candids(settings, target)) == 2)
+        wait(lambda: len([x for x in list_letters(settings) if x.topic == source]) == 3)
     assert candids(settings, target) == Counter([100, 500])
     letters = {int(x.context["pid"]): x for x in list_letters(settings) if x.topic == source}
     assert {pid: x.stage for pid, x in letters.items()} == {2: "unknown", 3: "alert", 4: "alert"}
@@ -141,16 +123,16 @@ def test_a_service_that_fails_is_waited_for(settings, prefix, make_topic, tmp_pa
         return maker(target)(message)
 
     send_batches(settings, source, [1], 1)
-    with InThread(Emitter(settings, make, connect(settings), source=source)):
-        wait(lambda: candids(settings, target) == expected([1]), tmp_path / "none")
+    with in_thread(Emitter(settings, make, connect(settings), source=source)):
+        wait(lambda: candids(settings, target) == expected([1]))
 
 
 @pytest.mark.services
 def test_idle_partitions_are_committed_with_the_ends_too(settings, prefix, make_topic, tmp_path):
     source, target = make_topic(f"{prefix}.in", 3), "ztf_20170205_programid1"
     send_batches(settings, source, [1, 2], 1)  # both into partition 0
-    with InThread(Emitter(settings, maker(target), connect(settings), source=source)):
-        wait(lambda: len(candids(settings, target)) == 2 * ALERTS, tmp_path / "none")
+    with in_thread(Emitter(settings, maker(target), connect(settings), source=source)):
+        wait(lambda: len(candids(settings, target)) == 2 * ALERTS)
     from confluent_kafka import TopicPartition
 
     consumer = make_consumer(settings, settings.group("emit"), "look")
@@ -167,8 +149,8 @@ def test_idle_partitions_are_committed_with_the_ends_too(settings, prefix, make_
 def test_plain_messages_without_identity_are_told_apart_by_their_place(settings, prefix, make_topic, tmp_path):
     source, target = make_topic(f"{prefix}.in"), "ztf_20170206_programid1"
     send(settings, source, ["1", "2"])
-    with InThread(Emitter(settings, maker(target), connect(settings), source=source)):
-        wait(lambda: candids(settings, target) == expected([1, 2]), tmp_path / "none")
+    with in_thread(Emitter(settings, maker(target), connect(settings), source=source)):
+        wait(lambda: candids(settings, target) == expected([1, 2]))
 
 
 def test_name_of_a_batch():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,21 @@ def test_what_a_child_started_ends_with_it(tmp_path):
     grandchild = int(note.read_text())
     assert processes.stop(child, 2.0) == -signal.SIGTERM
     wait(lambda: gone(grandchild))
+
+
+def test_a_thread_may_not_start_children_that_would_end_with_it():
+    errors: list[Exception] = []
+
+    def start() -> None:
+        try:
+            processes.spawn(python("pass"))
+        except RuntimeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    assert "main thread" in str(errors[0])
 
 
 def test_two_children_of_one_name_are_a_mistake():

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
-from engine_helpers import SCRIPT, send, values_of, wait
+from engine_helpers import SCRIPT, in_thread, send, values_of, wait
+from engine_process import quadrant
 
 from stream.core.errors import UsageError
 from stream.engine.deadletters import list_letters
-from stream.engine.pixel_worker import BACKOFF_LONGEST, MAX_DEATHS, backoff
+from stream.engine.embedded_kafka import EmbeddedKafka
+from stream.engine.heartbeat import Heartbeat, living
+from stream.engine.kafka import Fenced, make_admin
+from stream.engine.pixel_worker import BACKOFF_LONGEST, MAX_DEATHS, PixelWorker, backoff
 from stream.engine.processes import spawn, stop, tail
+from stream.engine.state import Attempts, connect
+from stream.engine.topics import Changes, Topic, apply_changes
 
 pytestmark = pytest.mark.services
 
@@ -31,13 +39,17 @@ def test_killed_at_every_step_the_result_is_the_same(settings, prefix, make_topi
     assert Counter(values_of(settings, target)) == expected
 
 
-def test_bad_input_becomes_dead_letters_and_the_rest_goes_on(settings, prefix, make_topic, launch, tmp_path):
+def test_bad_input_becomes_dead_letters_and_the_rest_goes_on(settings, prefix, make_topic, redis_url):
     make_topic("ztf.deadletters", 4)
     source, target = make_topic(f"{prefix}.in"), make_topic(f"{prefix}.out", 1, 10_000)
     send(settings, source, ["a", "broken", "defect", "huge", "later", "b"])
-    launch("pixels", source, target)
-    log = tmp_path / "worker.log"
-    wait(lambda: "b.1" in values_of(settings, target), log)
+    client = connect(settings)
+    with Heartbeat(client, prefix, "pixels") as heartbeat:
+        worker = PixelWorker(settings, quadrant(target), source=source, attempts=Attempts(client), heartbeat=heartbeat)
+        with in_thread(worker):
+            wait(lambda: "b.1" in values_of(settings, target))
+        (sign,) = [s for s in (heartbeat.beat() and living(client)) if s["name"] == prefix]
+        assert sign["done"] == 6
     assert Counter(values_of(settings, target)) == Counter(f"{t}.{i}" for t in ("a", "later", "b") for i in (0, 1))
     letters = {x.context["name"]: x for x in list_letters(settings) if x.topic == source}
     assert set(letters) == {"broken", "defect", "huge"}
@@ -68,6 +80,51 @@ def test_sigterm_finishes_the_quadrant_and_leaves(settings, prefix, make_topic, 
     wait(lambda: len(values_of(settings, target)) == 2, tmp_path / "worker.log")
     worker.terminate()
     assert worker.wait(10) == 0, tail(tmp_path / "worker.log")
+
+
+class Restarted:
+    """A worker that starts again when it finds itself fenced, as the supervisor would have it."""
+
+    def __init__(self, make: Callable[[], PixelWorker]) -> None:
+        self.make = make
+        self.worker = make()
+        self.stopping = False
+
+    def run(self) -> None:
+        while not self.stopping:
+            try:
+                self.worker.run()
+            except Fenced:
+                self.worker = self.make()
+
+    def stop(self) -> None:
+        self.stopping = True
+        self.worker.stop()
+
+
+def test_a_broker_that_dies_and_comes_back_costs_nothing(settings, tmp_path):
+    broker = EmbeddedKafka(tmp_path).start()
+    try:
+        mine = settings.model_copy(update={"bootstrap": broker.bootstrap})
+        apply_changes(make_admin(mine), Changes(create=tuple(Topic(name, 1, 1, {}) for name in ("in", "out"))))
+        inputs = [f"q{i}" for i in range(12)]
+        send(mine, "in", inputs)
+        open_transaction, back = threading.Event(), threading.Event()
+
+        def hook(step: str) -> None:
+            if step == "produced" and not back.is_set():
+                open_transaction.set()
+                back.wait(60)
+
+        with in_thread(Restarted(lambda: PixelWorker(mine, quadrant("out"), source="in", hook=hook))):
+            assert open_transaction.wait(30)
+            broker.kill()
+            broker.start()
+            back.set()
+            wait(lambda: len(values_of(mine, "out")) >= 24, seconds=60)
+        assert Counter(values_of(mine, "out")) == Counter(f"{text}.{i}" for text in inputs for i in range(2))
+    finally:
+        broker.stop()
 
 
 def test_two_workers_share_the_partitions_without_overlap(settings, prefix, make_topic, launch, tmp_path):
