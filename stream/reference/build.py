@@ -20,7 +20,7 @@ from stream.core.errors import ReferenceBuildError
 from stream.core.flags import Mask
 from stream.core.records import F32, Reference, ScienceImage
 from stream.core.resample import noise_left, pixel_map, resample, resample_nearest
-from stream.reference.combine import CombineConfig, Combined, InputNoise, combine
+from stream.reference.combine import CombineConfig, Combined, InputNoise, combine, seeing_changes
 from stream.reference.grid import PAD, reference_grid
 from stream.reference.measure import Coadd, measure_reference, quality
 
@@ -91,6 +91,7 @@ def build_reference(images: Sequence[ScienceImage], config: ReferenceConfig | No
     noise = InputNoise(
         sky=np.array([one.scale * one.sigma for one in inputs]),
         photon=np.array([one.scale / one.gain for one in inputs]),
+        seeing=seeing_changes([images[i].psf for i in order]),
     )
     mean = combine(stack, noise, config.combine)
     if not (mean.coverage > 0).any():

@@ -1,23 +1,36 @@
 """Many resampled images of one sky into one: outliers out, weighted mean, its uncertainty and coverage.
 
 The rejection compares every input with the median of all and allows for what the sky's noise, the photons and the
-seeing's changes do (a share of the signal, as SWarp's clipped combination, Gruen et al. 2014, PASP 126, 158).
-It looks twice: at single pixels (cosmic rays) and at 3 x 3 means (asteroids and satellites too faint to stand
-out pixel by pixel).
+seeing's changes do (a share of the signal, as SWarp's clipped combination, Gruen et al. 2014, PASP 126, 158). That
+share is not a constant but what the inputs' own PSFs say (``seeing_changes``): were it too small, the sharpest input
+would be clipped in bright stars and kept in faint ones, and the mean's PSF would depend on brightness, which no
+subtraction can undo. It looks twice: at single pixels (cosmic rays) and at 3 x 3 means (asteroids and satellites too
+faint to stand out pixel by pixel).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from stream.core.psf import STAMP, PsfModel
 from stream.core.records import F32
 
 # Variance of a 3 x 3 mean of resampled noise against that of white noise: neighbours share the kernel's lobes.
 _MEAN3_NOISE = 1.1 / 3.0
+# An interpolated star of FWHM 1.7 px is off by this share of its peak as far as the kernel reaches (5 px), depending on
+# its phase (``core.resample``): no outlier either.
+_RINGING = 0.03
+_RINGING_REACH = 11  # px, the whole width of the kernel
+# Above what the PSF models say: stars lie off them by their errors, and the median is not the models' median.
+_SEEING_MARGIN = 1.3
+# Pixels of the PSF below this share of its peak do not decide: there the sky's noise allows for everything but in the
+# few stars next to saturation, and the wings' ratio has no limit.
+_SEEING_FAINTEST = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +38,20 @@ class CombineConfig:
     """How outliers are told from noise."""
 
     clip: float = 4.0  # sigma
-    signal: float = 0.3  # share of the median by which seeing may change a pixel (Gruen et al.'s A)
+    signal: float = 0.3  # least share of the median by which seeing may change a pixel (Gruen et al.'s A)
     rows: int = 128  # rows combined at a time: bounds the memory of the sort
 
 
 @dataclass(frozen=True, slots=True)
 class InputNoise:
-    """Per input, in reference DN: ``sky`` noise per pixel before resampling, ``photon`` variance per DN of signal."""
+    """Per input, in reference DN: ``sky`` noise per pixel before resampling, ``photon`` variance per DN of signal.
+
+    ``seeing`` (None: unknown): share of the brightest neighbour's signal by which its PSF differs from the others'.
+    """
 
     sky: NDArray[np.float64]
     photon: NDArray[np.float64]
+    seeing: NDArray[np.float64] | None = None
 
     @property
     def weights(self) -> NDArray[np.float64]:
@@ -51,6 +68,28 @@ class Combined:
     unc: F32
     coverage: NDArray[np.int16]
     rejected: float
+
+
+def seeing_changes(psfs: Sequence[PsfModel]) -> NDArray[np.float64]:
+    """By what share of the median star's light each input's star may differ from it, pixel by pixel, (n,).
+
+    The largest difference that the PSF models show at nine places of the image and four phases, relative to the
+    brightest of a pixel's neighbours, with a margin.
+    """
+    fractions = (np.arange(3) + 0.5) / 3
+    phases = np.array([(0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5)])
+    stars = []
+    for psf in psfs:
+        ny, nx = psf.shape
+        place_y, place_x = (v.ravel() for v in np.meshgrid(np.rint(fractions * ny), np.rint(fractions * nx)))
+        x, y = (place_x[:, None] + phases[:, 0] * 0.98).ravel(), (place_y[:, None] + phases[:, 1] * 0.98).ravel()
+        stars.append(psf.stamps(x, y, STAMP))
+    stack = np.stack(stars)
+    centre = np.median(stack, axis=0)
+    brightest = ndimage.maximum_filter(centre, (1, 3, 3))
+    counts = brightest > _SEEING_FAINTEST * centre.max(axis=(1, 2), keepdims=True)
+    changes = np.where(counts, np.abs(stack - centre) / np.where(counts, brightest, 1), 0)
+    return np.asarray(_SEEING_MARGIN * changes.max(axis=(1, 2, 3)), np.float64)
 
 
 def combine(stack: NDArray[np.float32], noise: InputNoise, config: CombineConfig | None = None) -> Combined:
@@ -76,7 +115,7 @@ def combine(stack: NDArray[np.float32], noise: InputNoise, config: CombineConfig
     unc = np.empty((ny, nx), np.float32)
     coverage = np.empty((ny, nx), np.int16)
     n_rejected = n_valid = 0
-    halo = 5  # rows beyond a block that the neighbourhoods of the tests reach
+    halo = 8  # rows beyond a block that the neighbourhoods of the tests reach
     for start in range(0, ny, config.rows):
         low, high = max(start - halo, 0), min(start + config.rows + halo, ny)
         block = stack[:, low:high]
@@ -98,15 +137,20 @@ def _keep(block: F32, noise: InputNoise, config: CombineConfig) -> NDArray[np.bo
     centre = _median(block, valid.sum(axis=0))
     # The brightest neighbour counts: on a star's steep flank a change of seeing moves a pixel by its neighbour's light.
     signal = ndimage.maximum_filter(np.abs(centre), 3)
+    ringing = np.float32(_RINGING) * ndimage.maximum_filter(signal, _RINGING_REACH)
+    shares = np.full(len(block), config.signal)
+    if noise.seeing is not None:
+        shares = np.maximum(shares, noise.seeing)
     keep = valid.copy()
     for i, values in enumerate(block):
+        allowed = np.maximum(np.float32(shares[i]) * signal, ringing)
         deviation = np.where(valid[i], values - centre, np.float32(0))
         photon = np.float32(noise.photon[i])
         sigma = np.sqrt(np.float32(noise.sky[i] ** 2) + photon * signal)
-        keep[i] &= np.abs(deviation) <= np.float32(config.clip) * sigma + np.float32(config.signal) * signal
+        keep[i] &= np.abs(deviation) <= np.float32(config.clip) * sigma + allowed
         mean3 = ndimage.uniform_filter(deviation, 3)
         sigma3 = np.float32(_MEAN3_NOISE) * np.sqrt(np.float32(noise.sky[i] ** 2) + photon * signal)
-        faint = np.abs(mean3) > np.float32(config.clip) * sigma3 + np.float32(config.signal) * signal
+        faint = np.abs(mean3) > np.float32(config.clip) * sigma3 + allowed
         if faint.any():
             keep[i] &= ~ndimage.binary_dilation(faint, np.ones((3, 3), bool), iterations=2)
     # Where all were thrown out (they disagree with their own median) the plain mean is still the best guess.

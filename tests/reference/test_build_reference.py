@@ -280,3 +280,27 @@ def test_combination_in_row_blocks_is_the_combination() -> None:
     assert same.mean() > 0.999
     assert np.array_equal(whole.data[same], parts.data[same])
     assert (whole.coverage[:10] <= 5).all()
+
+
+def test_the_sharpest_input_is_not_clipped_in_bright_stars(sky: tuple) -> None:  # type: ignore[type-arg]
+    ra, dec, flux = sky
+    images = []
+    for k, fwhm in enumerate((2.3, 1.7, 2.1, 2.2, 2.1)):
+        wcs = sky_wcs(SHAPE, dx=1.3 * np.sin(k), dy=1.1 * np.cos(2 * k))
+        psf = varying_psf(fwhm, SHAPE, growth=0.05)
+        images.append(science_of(SHAPE, ra, dec, flux, wcs, psf, magzp=ZP, jd=JD + k, seed=300 + k))
+    reference = build_reference(images)
+    x, y = world_to_pixel(reference.wcs, ra, dec)
+    inside = (np.minimum(x, y) > 90) & (np.maximum(x, y) < N + 40)
+    bright = inside & (flux > 30_000)
+    assert bright.sum() > 20
+    cores = [reference.coverage[round(b) - 2 : round(b) + 3, round(a) - 2 : round(a) + 3].min()
+             for a, b in zip(x[bright], y[bright], strict=True)]  # fmt: skip
+    assert np.mean(np.array(cores) == 5) > 0.9
+    # One PSF for all: what it finds in bright and in faint stars is the same share of their light.
+    table, ratios = reference.sources, {True: [], False: []}
+    for xi, yi, fi in zip(x[inside], y[inside], flux[inside], strict=True):
+        k = int(np.argmin(np.hypot(table["x"] - xi, table["y"] - yi)))
+        if fi > 5000 and np.sort(np.hypot(x - xi, y - yi))[1] > 15:
+            ratios[bool(fi > 30_000)].append(table["flux"][k] / fi)
+    assert np.median(ratios[True]) == pytest.approx(np.median(ratios[False]), abs=0.006)
