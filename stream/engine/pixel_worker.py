@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from stream.core.errors import BrokerUnavailable, MessageError, Permanent, Retriable, StateUnavailable
 from stream.engine import deadletters, ledger, logs, metrics
@@ -335,11 +335,3 @@ class PixelWorker:
                 self._log.warning("broker does not answer", error=str(error), attempt=attempt)
                 time.sleep(backoff(attempt))
                 attempt += 1
-
-
-def make_worker_producer(settings: Settings, name: str) -> tuple[Producer, Sender]:
-    """A transactional producer that has taken its identity over, and its sender; for shells with their own loop."""
-    producer = make_producer(settings, name, transactional_id=name)
-    with translated("taking over the transactional id"):
-        producer.init_transactions(_API_TIMEOUT)
-    return producer, Sender(producer)
