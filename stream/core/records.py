@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +20,8 @@ from numpy.typing import NDArray
 
 from stream.core import identity
 from stream.core.psf import PsfModel
+from stream.core.report import QuadrantReport as QuadrantReport
+from stream.core.report import Status as Status
 from stream.core.tables import APERTURE_DIAMETERS as APERTURE_DIAMETERS
 from stream.core.tables import BRIGHT_DTYPE as BRIGHT_DTYPE
 from stream.core.tables import DETECTION_DTYPE as DETECTION_DTYPE
@@ -361,65 +362,6 @@ class Streak:
     sig_length: float = float("nan")
     sig_angle: float = float("nan")
     sig_cross: float = float("nan")  # px, across the trail
-
-
-class Status(StrEnum):
-    """How a quadrant ended."""
-
-    OK = "ok"
-    NO_REFERENCE = "no_reference"  # science products made, nothing to subtract from
-    FAILED = "failed"
-
-
-@dataclass(slots=True)
-class QuadrantReport:
-    """The quality record of one quadrant: what `qa.json`, `ztf.quadrants` and the JSON line of `process` carry.
-
-    ``seconds`` (per step, CPU) is wall-clock dependent and therefore not part of ``qa.json``.
-    """
-
-    name: str
-    field: int
-    fid: int
-    ccdid: int
-    qid: int
-    rcid: int
-    programid: int
-    nid: int
-    expid: int
-    rid: int
-    pid: int
-    jd: float
-    jd_mid: float
-    exptime: float
-    status: Status = Status.OK
-    stage: str | None = None  # where it failed
-    reason: str | None = None
-    infobits: int | None = None
-    seeing: float | None = None
-    magzp: float | None = None
-    magzpunc: float | None = None
-    magzprms: float | None = None
-    clrcoeff: float | None = None
-    clrcounc: float | None = None
-    maglim: float | None = None
-    astrrms1: float | None = None  # deg, as the survey's keyword
-    astrrms2: float | None = None
-    astromn: int | None = None
-    scibckgnd: float | None = None
-    scisigpix: float | None = None
-    diffmaglim: float | None = None
-    rfid: int | None = None
-    reference_version: str | None = None
-    n_sources: int | None = None
-    n_candidates: int | None = None
-    n_rejected: int | None = None
-    n_streaks: int | None = None
-    rejected: dict[str, int] = dataclasses.field(default_factory=dict)
-    corners: list[float] = dataclasses.field(default_factory=list)  # ra1, dec1 .. ra4, dec4 (deg) of the image corners
-    calids: list[str] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(slots=True)
