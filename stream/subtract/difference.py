@@ -6,7 +6,7 @@
 3. Defects of both into one mask; the difference's slow background out.
 4. Proper subtraction in overlapping tiles, each with the PSFs of its own place (``zogy``), joined over 16 px wide
    seams so that nothing steps at a border.
-5. What cannot be trusted is NaN again, two pixels wider than it was; where residuals of bright sources exceed the
+5. What cannot be trusted is NaN again, two pixels wider than it was (particle hits and hot pixels one); where residuals of bright sources exceed the
    propagated noise, scores and errors are scaled to what is there (``floor``).
 """
 
@@ -29,6 +29,10 @@ from stream.subtract.kernels import WORK, TilePsf, fwhm_of, resampled_psfs, tile
 from stream.subtract.match import Match, MatchConfig, match_sources
 from stream.subtract.zogy import Plan, TileInput, TileOutput, subtract_tile
 
+# Charge that is no light: cosmic rays, spikes, hot pixels. Calibration knows them by their shape; in S they are the
+# sharpest "transients" of all. They are filled and NaN like pixels without any value.
+HIT_BITS = int(Mask.NOISY | Mask.SPIKE | Mask.COSMIC_RAY)
+
 
 @dataclass(frozen=True, slots=True)
 class SubtractConfig:
@@ -38,6 +42,7 @@ class SubtractConfig:
     margin: int = 48  # px around a tile that are computed and cropped: the kernels reach about 20 px
     seam: int = 16  # px over which neighbouring tiles are blended
     grow: int = 2  # px that unusable pixels grow by: the width of the difference kernels' core
+    grow_hits: int = 1  # the same for charge that is no light: sharp, and what is left of it beside the flags is little
     background_cell: int = 256
     min_overlap: float = 0.002  # share of the science image that the reference must cover
     match: MatchConfig = field(default_factory=MatchConfig)
@@ -52,6 +57,7 @@ class _Prepared:
     new_variance: F32
     reference_variance: F32
     unusable: NDArray[np.bool_]
+    hits: NDArray[np.bool_]
 
 
 def subtract(science: ScienceImage, reference: Reference, config: SubtractConfig | None = None) -> Difference:
@@ -90,7 +96,7 @@ def subtract(science: ScienceImage, reference: Reference, config: SubtractConfig
     ready = _prepare(science, reference, template, mask, map_y, map_x, match, config)
     tiles = _Tiles(science.data.shape, config)
     psf = tiles.run(science, reference, ready, map_y, map_x, match)
-    data, sigma, score, scorr = tiles.finish(ready.unusable)
+    data, sigma, score, scorr = tiles.finish(ready.unusable, ready.hits)
     apply_floor(scorr, sigma, excess_noise(scorr))
     centre = psf.stamp((data.shape[1] - 1) / 2, (data.shape[0] - 1) / 2)
     return Difference(
@@ -157,11 +163,12 @@ def _prepare(
     """Sky off, background matched, variances made, unusable pixels filled from the other image."""
     shape = science.data.shape
     new, variance, filled = (np.empty(shape, np.float32) for _ in range(3))
-    ignore, bad = np.empty(shape, bool), np.empty(shape, bool)
+    ignore, bad, hits = (np.empty(shape, bool) for _ in range(3))
     rms = science.background.rms
     for rows in _row_blocks(shape[0]):
         np.subtract(science.data[rows], science.background.level[rows], out=new[rows])
         bad[rows] = (mask[rows] & np.uint16(UNUSABLE_BITS)) != 0
+        hits[rows] = (mask[rows] & np.uint16(HIT_BITS)) != 0
         ignore[rows] = (mask[rows] & np.uint16(BAD_BITS | SOURCE_BITS)) != 0
         ignore[rows] |= new[rows] > 5 * rms[rows]
         np.subtract(new[rows], template[rows], out=filled[rows])
@@ -181,8 +188,8 @@ def _prepare(
         np.square(r, out=r)
         # Where either image is unusable both get the same value: nothing to subtract, nothing to ring.
         filled[rows] = np.where(np.isfinite(t), t, np.where(np.isfinite(n), n, np.float32(0)))
-        np.copyto(n, filled[rows], where=bad[rows])
-    return _Prepared(new, filled, variance, reference_variance, bad)
+        np.copyto(n, filled[rows], where=bad[rows] | hits[rows])
+    return _Prepared(new, filled, variance, reference_variance, bad, hits)
 
 
 def _row_blocks(n: int, rows: int = 64) -> list[slice]:
@@ -270,9 +277,10 @@ class _Tiles:
             _fade(piece, 2 * half, neighbours)
             total[top:bottom, left:right] += piece
 
-    def finish(self, unusable: NDArray[np.bool_]) -> tuple[F32, F32, F32, F32]:
+    def finish(self, unusable: NDArray[np.bool_], hits: NDArray[np.bool_]) -> tuple[F32, F32, F32, F32]:
         """D, its sigma, S and S_corr with the unusable pixels and their surroundings NaN."""
         blank = grow(unusable, self.config.grow)
+        blank |= grow(hits, self.config.grow_hits)
         blank |= self.score_variance <= 0  # tiles that were skipped
         self.score_variance[blank] = np.nan
         scorr: F32 = (self.score / np.sqrt(self.score_variance)).astype(np.float32, copy=False)

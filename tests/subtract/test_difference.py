@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pairs import reference_of, science_of, sky_wcs, varying_psf
+from scipy import ndimage
 from synthetic import star_field
 
 from stream.core.errors import SubtractionError
 from stream.core.flags import Mask
 from stream.core.records import Difference, Reference, ScienceImage
 from stream.subtract import SubtractConfig, TilePsf, subtract
-from stream.subtract.background import mesh_level
+from stream.subtract.background import grow, mesh_level
 
 N = 768
 SHAPE = (N, N)
@@ -244,6 +245,31 @@ def test_nan_science_pixels_stay_local() -> None:
     assert np.isnan(d.data[298:305]).all()
     assert np.isfinite(d.data[310:320]).mean() > 0.9
     assert (d.mask[300:303] & int(Mask.NAN)).all()
+
+
+def test_hot_pixels_and_particle_hits_are_no_transients() -> None:
+    made = make_scene(2.2, 2.2, 0.05, 15, seed=45)
+    data, mask = made.science.data.copy(), made.science.mask.copy()
+    hits = {(201, 333): Mask.NOISY, (402, 120): Mask.SPIKE, (610, 540): Mask.COSMIC_RAY}
+    for place, bit in hits.items():
+        data[place] += 4000
+        mask[place] |= int(bit)
+    d = subtract(dataclasses.replace(made.science, data=data, mask=mask), made.reference)
+    for (y, x), bit in hits.items():
+        assert np.isnan(d.scorr[y - 1 : y + 2, x - 1 : x + 2]).all()
+        assert int(d.mask[y, x]) & int(bit)
+        around = np.s_[y - 8 : y + 9, x - 8 : x + 9]
+        # What lies around is as it would be without the hit.
+        assert np.nanmax(np.abs(d.scorr[around] - made.difference.scorr[around])) < 1.5
+    assert np.isfinite(d.scorr).sum() >= np.isfinite(made.difference.scorr).sum() - 27
+
+
+def test_growing_is_a_square_dilation() -> None:
+    mask = np.random.default_rng(4).random((60, 50)) < 0.02
+    mask[0, 0] = mask[-1, -1] = True
+    for radius in (0, 1, 2):
+        size = 2 * radius + 1
+        assert np.array_equal(grow(mask, radius), ndimage.maximum_filter(mask, size, mode="constant"))
 
 
 def test_mesh_level_follows_a_plane_and_ignores_what_it_is_told() -> None:
