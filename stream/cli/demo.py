@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,9 +164,7 @@ def stream_night(plan: DemoPlan, settings: Settings, console: Console) -> Gather
     from stream.cli.common import progress_bar
     from stream.engine import logs
     from stream.engine.gather import NightReader
-    from stream.engine.ingest_service import Ingestor
     from stream.engine.kafka import make_admin
-    from stream.engine.state import connect
     from stream.engine.supervise import Supervisor
     from stream.engine.topics import apply_topics, load_topics
     from stream.engine.workers import children
@@ -176,12 +175,9 @@ def stream_night(plan: DemoPlan, settings: Settings, console: Console) -> Gather
     expected = 4 * len(packets)
     workers = children(settings)
     console.print(f"Kafka {settings.bootstrap}, Redis {settings.redis_url}, {len(workers)} workers")
-    ingestor = Ingestor(settings, connect(settings))
-    for outcome in ingestor.files(packets):
-        console.print(f"[green]✓[/] {Path(outcome.path).name} [dim]{outcome.outcome}, {outcome.quadrants} quadrants[/]")
-    ingestor.close()
     deadline = time.monotonic() + PATIENCE * expected
     with NightReader(settings) as reader, progress_bar(console) as report:
+        feed = Feed(packets, settings, len(workers))
 
         def finished(gathered: Gathered) -> bool:
             report(len(gathered.reports), expected, "quadrants")
@@ -190,6 +186,7 @@ def stream_night(plan: DemoPlan, settings: Settings, console: Console) -> Gather
             return done and gathered.n_alerts >= gathered.n_expected
 
         def watch() -> None:
+            feed.step()
             reader.poll(0.1)
             if finished(reader.gathered) or time.monotonic() > deadline:
                 supervisor.stop()
@@ -202,6 +199,43 @@ def stream_night(plan: DemoPlan, settings: Settings, console: Console) -> Gather
         supervisor.run()
         reader.poll(1.0)  # tracklets follow the alerts
         return reader.gathered
+
+
+class Feed:
+    """Puts the packets onto Kafka once all workers are there, so that the latencies are those of a running system."""
+
+    # Workers that have not come by then will not; what works, works without them.
+    LONGEST_WAIT = 90.0
+
+    def __init__(self, packets: list[Path], settings: Settings, n_workers: int) -> None:
+        self._packets = packets
+        self._settings = settings
+        self._n_workers = n_workers
+        self._started = time.monotonic()
+        self._thread: threading.Thread | None = None
+
+    def step(self) -> None:
+        """Start feeding if it is time; feeding goes on in a thread of its own."""
+        from stream.engine.heartbeat import living
+        from stream.engine.state import connect
+
+        if self._thread is not None:
+            return
+        waited = time.monotonic() - self._started
+        if waited > self.LONGEST_WAIT or len(living(connect(self._settings))) >= self._n_workers:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        from stream.engine.ingest_service import Ingestor
+        from stream.engine.state import connect
+
+        ingestor = Ingestor(self._settings, connect(self._settings))
+        try:
+            for _ in ingestor.files(self._packets):
+                pass
+        finally:
+            ingestor.close()
 
 
 def _ingest_letters(gathered: Gathered) -> list[Any]:

@@ -114,5 +114,6 @@ def _records(kind: str, index: int, settings: Settings) -> None:
     from stream.engine.stages import make_stage
 
     client = connect(settings)
+    stage = make_stage(kind, client)  # models are loaded before we say that we are there
     with Heartbeat(client, settings.identity(kind, index), kind):
-        run_stage(make_stage(kind, client), settings, index)
+        run_stage(stage, settings, index)
