@@ -14,14 +14,15 @@ import structlog
 from confluent_kafka import TopicPartition
 
 from stream.archive import PacketArchive, ProductStore
-from stream.core.errors import Retriable
-from stream.engine import metrics
+from stream.core.errors import BrokerUnavailable, MessageError, Retriable
+from stream.engine import deadletters, metrics
 from stream.engine.config import Settings
-from stream.engine.kafka import RawMessage, make_consumer, raw_message, translated
+from stream.engine.kafka import RawMessage, Sender, make_consumer, make_producer, raw_message, translated
 
 log = structlog.get_logger(__name__)
 
-ALERT_TOPICS = r"^ztf_\d{8}_programid[0-3]$"
+# librdkafka matches with POSIX extended expressions, which know no \d.
+ALERT_TOPICS = "^ztf_[0-9]{8}_programid[0-3]$"
 BATCH = 500
 WAIT_SECONDS = 1.0  # a batch is closed after this long, so that an alert is in the archive a second after it left
 
@@ -36,10 +37,13 @@ def next_offsets(messages: Sequence[RawMessage]) -> list[TopicPartition]:
 
 
 class ArchiveWorker:
-    """Consumes nightly topics into a ``PacketArchive``."""
+    """Consumes nightly topics into a ``PacketArchive``. What it has read it holds until it is written and committed."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._archive = PacketArchive(ProductStore(settings.store))
+        self._letters = Sender(make_producer(settings, "archive-letters"))
+        self._held: list[RawMessage] = []
         self._consumer = make_consumer(
             settings,
             f"{settings.group_prefix}-archive",
@@ -51,17 +55,52 @@ class ArchiveWorker:
         self._consumer.subscribe([ALERT_TOPICS])
 
     def step(self) -> int:
-        """Take one batch: write it, then commit. Returns how many packets it held."""
+        """Take one batch: write it, then commit. Returns how many packets it held.
+
+        Raises
+        ------
+        Retriable
+            The broker or the store failed: the next call goes on with the same batch.
+        """
+        if not self._held:
+            self._held = self._read()
+        if not self._held:
+            return 0
+        self._keep(self._held)
+        with translated("committing the archive's offsets"):
+            self._consumer.commit(offsets=next_offsets(self._held), asynchronous=False)
+        done, self._held = len(self._held), []
+        metrics.MESSAGES.labels("archive", "ok").inc(done)
+        return done
+
+    def _read(self) -> list[RawMessage]:
         with translated("reading alerts"):
             messages = self._consumer.consume(BATCH, WAIT_SECONDS)
-        read: list[RawMessage] = [raw_message(message) for message in messages]
-        if not read:
-            return 0
-        self._archive.add([message.value for message in read])
-        with translated("committing the archive's offsets"):
-            self._consumer.commit(offsets=next_offsets(read), asynchronous=False)
-        metrics.MESSAGES.labels("archive", "ok").inc(len(read))
-        return len(read)
+        read = []
+        for message in messages:
+            try:
+                read.append(raw_message(message))
+            except BrokerUnavailable as error:  # a notice between messages; those beside it count all the same
+                log.debug("notice", stage="archive", error=str(error))
+        return read
+
+    def _keep(self, messages: Sequence[RawMessage]) -> None:
+        """Archive packets; what is no packet becomes a dead letter and does not hold back the others."""
+        try:
+            self._archive.add([message.value for message in messages])
+            return
+        except MessageError:
+            pass
+        for message in messages:
+            try:
+                self._archive.add([message.value])
+            except MessageError as error:
+                log.error("dead letter", stage="archive", topic=message.topic, error=str(error))
+                letter = deadletters.letter_of_message(
+                    message, error, worker="archive", now=time.time(), limit=self._settings.deadletter_value_bytes
+                )
+                self._letters.send(deadletters.encode(letter))
+        self._letters.flush()
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Archive until told to stop; outside failures are waited out."""
