@@ -7,6 +7,7 @@ exposures, so that the number of processes changes nothing but the time.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -65,6 +66,11 @@ def _start(job: Job, settings: ScienceSettings) -> None:
     _task = QuadrantTask(store, StoreInputs(store), settings)
 
 
+def _start_child(job: Job, settings: ScienceSettings) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends its children
+    _start(job, settings)
+
+
 def _own() -> QuadrantTask:
     if _task is None:
         raise RuntimeError("this process was not started by `parallel`")
@@ -82,8 +88,16 @@ def parallel(
         return
     # Spawned, not forked: a fork would inherit the progress display's thread and its locks.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(items)), context, initializer=_start, initargs=(job, settings)) as pool:
+    pool = ProcessPoolExecutor(min(workers, len(items)), context, initializer=_start_child, initargs=(job, settings))
+    try:
         yield from pool.map(work, items)
+    except BaseException:
+        # Ctrl-C, or one item's failure: nobody waits for what is still being computed.
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,6 +197,8 @@ def stream_night(plan: DemoPlan, settings: Settings, console: Console) -> Gather
             return reader.gathered
         supervisor = Supervisor(workers, watch=watch)
         supervisor.run()
+        if not finished(reader.gathered) and time.monotonic() < deadline:
+            raise KeyboardInterrupt  # somebody stopped the supervisor
         reader.poll(1.0)  # tracklets follow the alerts
         return reader.gathered
 
