@@ -34,43 +34,64 @@ def feature_matrix(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
     -------
     ndarray, (n_rows, len(FEATURES)), float32
         ``contrast`` is magpsf - magnr where the reference source lies within 3 px (NaN elsewhere), ``snr`` is
-        1.0857 / sigmapsf, ``sign`` is 1 for a positive difference and 0 for a negative one.
+        1.0857362 / sigmapsf, ``sign`` is 1 for a positive difference and 0 for a negative one.
     """
     out = np.full((len(rows), len(FEATURES)), np.nan, np.float32)
     for i, row in enumerate(rows):
-        for j, name in enumerate(_DIRECT):
-            value = row.get(name)
-            if value is not None:
-                out[i, j] = value
-        near = row.get("distnr")
-        if near is not None and near <= 3.0 and row.get("magnr") is not None:
-            out[i, -3] = row["magpsf"] - row["magnr"]
-        sigma = row.get("sigmapsf")
+        values = [row.get(name) for name in _DIRECT]
+        out[i, : len(_DIRECT)] = [np.nan if value is None else value for value in values]
+        near, magnr, sigma = row.get("distnr"), row.get("magnr"), row.get("sigmapsf")
+        # As single precision first: a packet that was written and read again gives the same vector.
+        if near is not None and np.float32(near) <= 3.0 and magnr is not None:
+            out[i, -3] = np.float32(row["magpsf"]) - np.float32(magnr)
         if sigma:
-            out[i, -2] = 1.0857 / sigma
+            out[i, -2] = np.float32(1.0857362) / np.float32(sigma)
         out[i, -1] = 1.0 if row.get("isdiffpos") in ("t", "1") else 0.0
     out[~np.isfinite(out)] = np.nan
     return out
 
 
 def triplet(science: NDArray[Any], template: NDArray[Any], difference: NDArray[Any]) -> NDArray[np.float32]:
-    """Stamps as the network takes them: (63, 63, 3), each channel divided by its own Frobenius norm.
+    """Stamps as the network takes them: (63, 63, 3), each in units of its own noise, compressed.
 
-    The public braai recipe (Duev et al. 2019): NaN to 0, stamps cut at a quadrant's edge padded with 1e-9 (here
-    about the centre), norm per stamp. A stamp without any signal stays zero.
+    Each stamp loses its median, is divided by 1.4826 times its median absolute deviation and goes through
+    ``arcsinh``: neither sky nor zero point nor gain is seen, noise stays linear at 1, and a saturated star
+    does not drown its surroundings. NaN (and what is missing of a stamp cut at the quadrant's edge, which stays in
+    the corner it came in, as in the public braai recipe) is 0. A stamp without any signal is 0 throughout.
     """
-    channels = []
-    for stamp in (science, template, difference):
-        image = np.nan_to_num(np.asarray(stamp, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-        if image.shape != (STAMP_SIDE, STAMP_SIDE):
-            image = _padded(image)
-        norm = float(np.linalg.norm(image))
-        channels.append(image / norm if norm > 0 else image)
-    return np.stack(channels, axis=-1).astype(np.float32)
+    channels = np.zeros((STAMP_SIDE, STAMP_SIDE, 3), np.float32)
+    for k, stamp in enumerate((science, template, difference)):
+        image = np.asarray(stamp, np.float32)[:STAMP_SIDE, :STAMP_SIDE]
+        channels[: image.shape[0], : image.shape[1], k] = _in_noise(image)
+    return channels
 
 
-def _padded(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    image = image[:STAMP_SIDE, :STAMP_SIDE]
-    out = np.full((STAMP_SIDE, STAMP_SIDE), 1e-9, np.float32)
-    out[: image.shape[0], : image.shape[1]] = image
+def _in_noise(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A stamp about its median in units of its noise, compressed; zeros where nothing can be said."""
+    good = np.isfinite(image)
+    values = image[good]
+    if values.size == 0:
+        return np.zeros_like(image)
+    centred = values - np.median(values)
+    noise = 1.4826 * float(np.median(np.abs(centred)))
+    if noise <= 0:  # more than half of the pixels alike, as where a mask was filled
+        noise = float(centred.std())
+    out = np.zeros_like(image)
+    if noise > 0:
+        out[good] = np.arcsinh(centred / noise)
     return out
+
+
+def braai_triplet(science: NDArray[Any], template: NDArray[Any], difference: NDArray[Any]) -> NDArray[np.float32]:
+    """Stamps as the public braai networks from d6_m9 on take them (Duev et al. 2019): (63, 63, 3).
+
+    NaN to 0, stamps cut at an edge padded with 1e-9, each divided by its Frobenius norm. For comparisons only.
+    """
+    channels = np.full((STAMP_SIDE, STAMP_SIDE, 3), 1e-9, np.float32)
+    for k, stamp in enumerate((science, template, difference)):
+        image = np.nan_to_num(np.asarray(stamp, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+        image = image[:STAMP_SIDE, :STAMP_SIDE]
+        channels[: image.shape[0], : image.shape[1], k] = image
+        norm = float(np.linalg.norm(channels[..., k]))
+        channels[..., k] /= norm if norm > 0 else 1.0
+    return channels
