@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 from scipy.special import erf
 
 from stream.core.records import F32, Difference
@@ -24,6 +23,9 @@ _HOPELESS = 8.0
 # A trail is as bright in the middle of its pieces (this many px each) as on average; stars in a row leave most empty.
 _PIECE = 4
 _EVEN = 0.5
+
+# Steps of the fit at most, an end's longest move in one (px), and the move at which it is settled: far below any error.
+_MAX_STEPS, _MAX_MOVE, _SETTLED = 15, 20.0, 5e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,36 @@ def trail_profile(x: F64, y: F64, line: Line, sigma: float) -> F64:
     ends = erf((along + length / 2) / root) - erf((along - length / 2) / root)
     profile: F64 = np.exp(-0.5 * (across / sigma) ** 2) / (math.sqrt(2 * math.pi) * sigma) * ends / (2 * length)
     return profile
+
+
+def trail_terms(x: F64, y: F64, line: Line, sigma: float) -> F64:
+    """``trail_profile`` and its derivatives with respect to x1, y1, x2, y2; (5, n)."""
+    length = max(line.length, 1e-3)
+    ux, uy = (line.x2 - line.x1) / length, (line.y2 - line.y1) / length
+    mx, my = 0.5 * (line.x1 + line.x2), 0.5 * (line.y1 + line.y2)
+    along = (x - mx) * ux + (y - my) * uy
+    across = -(x - mx) * uy + (y - my) * ux
+    root = math.sqrt(2.0) * sigma
+    first, second = (along + length / 2) / root, (along - length / 2) / root
+    width = np.exp(-0.5 * (across / sigma) ** 2) / (math.sqrt(2 * math.pi) * sigma * 2 * length)
+    profile = width * (erf(first) - erf(second))
+    edge = 2 / (math.sqrt(math.pi) * root)
+    rise, fall = edge * np.exp(-(first**2)), edge * np.exp(-(second**2))
+    by_along = width * (rise - fall)
+    by_length = 0.5 * width * (rise + fall) - profile / length
+    by_across = -across / sigma**2 * profile
+    turn = (by_along * across - by_across * along) / length  # by the direction's turning with an end that moves aside
+    shift_x = 0.5 * (by_across * uy - by_along * ux)
+    shift_y = -0.5 * (by_across * ux + by_along * uy)
+    return np.stack(
+        [
+            profile,
+            shift_x + uy * turn - ux * by_length,
+            shift_y - ux * turn - uy * by_length,
+            shift_x - uy * turn + ux * by_length,
+            shift_y + ux * turn + uy * by_length,
+        ]
+    )
 
 
 def best_extent(values: F64, max_length: int) -> tuple[int, int, float]:
@@ -161,7 +193,7 @@ def _straighten(scorr: F32, line: Line) -> tuple[float, float, float] | None:
 def fit_trail(difference: Difference, sign: int, start: Line) -> TrailFit | None:
     """Least-squares fit of a trail to the difference image; None where it cannot be fitted.
 
-    Four unknowns (the ends) with the flux solved linearly at each step; the width is the difference PSF's.
+    Five unknowns, the flux and the ends; the width is the difference PSF's.
     """
     sigma = difference.fwhm * _SIGMA_PER_FWHM
     x, y, data, noise = _strip(difference, sign, start, sigma)
@@ -170,30 +202,22 @@ def fit_trail(difference: Difference, sign: int, start: Line) -> TrailFit | None
     ny, nx = difference.data.shape
     # Beyond the image nothing holds an end: there it stays on the border.
     low, high = np.full(4, -0.5), np.array([nx - 0.5, ny - 0.5, nx - 0.5, ny - 0.5])
-    p0 = np.clip([start.x1, start.y1, start.x2, start.y2], low + 0.1, high - 0.1)
-
-    def solve(p: F64) -> tuple[float, F64]:
-        model = trail_profile(x, y, Line(*p), sigma) / noise
-        flux = float(model @ data) / max(float(model @ model), 1e-300)
-        return flux, model
-
-    def residuals(p: F64) -> F64:
-        flux, model = solve(p)
-        return data - flux * model
-
-    result = least_squares(residuals, p0, bounds=(low, high), method="trf", max_nfev=25)
-    flux, model = solve(result.x)
-    line = Line(*(float(v) for v in result.x))
-    fluxerr = 1.0 / math.sqrt(max(float(model @ model), 1e-300))
+    ends = np.clip([start.x1, start.y1, start.x2, start.y2], low + 0.1, high - 0.1)
+    solved = _least_squares(x, y, data, noise, sigma, ends, (low, high))
+    if solved is None:
+        return None
+    ends, flux, residual, normal = solved
+    line = Line(*(float(v) for v in ends))
+    fluxerr = 1.0 / math.sqrt(max(float(normal[0, 0]), 1e-300))
     try:
-        covariance = np.linalg.inv(result.jac.T @ result.jac)
+        covariance = np.linalg.inv(normal)[1:, 1:]
     except np.linalg.LinAlgError:
         return None
     snr = flux / fluxerr
-    clumpiness = _excess(residuals(result.x)) / max(snr**2, 1e-9)
+    clumpiness = _excess(residual) / max(snr**2, 1e-9)
     along = np.array([line.x2 - line.x1, line.y2 - line.y1]) / max(line.length, 1e-9)
     across = np.array([-along[1], along[0]])
-    chi2 = 2 * float(result.cost) / max(len(data) - 5, 1)
+    chi2 = float(residual @ residual) / max(len(data) - 5, 1)
     return TrailFit(
         line,
         flux,
@@ -204,6 +228,45 @@ def fit_trail(difference: Difference, sign: int, start: Line) -> TrailFit | None
         chi2,
         clumpiness,
     )
+
+
+def _least_squares(
+    x: F64, y: F64, data: F64, noise: F64, sigma: float, ends: F64, bounds: tuple[F64, F64]
+) -> tuple[F64, float, F64, F64] | None:
+    """Levenberg-Marquardt in the ends, the flux solved linearly at each: ends, flux, residuals, normal matrix (5, 5).
+
+    Derivatives are analytic: a general solver with numerical ones costs ten times as much for the same answer.
+    """
+
+    def solve(p: F64) -> tuple[float, F64, F64]:
+        terms = trail_terms(x, y, Line(*p), sigma) / noise
+        flux = float(terms[0] @ data) / max(float(terms[0] @ terms[0]), 1e-300)
+        return flux, data - flux * terms[0], terms
+
+    flux, residual, terms = solve(ends)
+    cost, damping = float(residual @ residual), 1e-3
+    for _ in range(_MAX_STEPS):
+        jacobian = np.concatenate([terms[:1], flux * terms[1:]])
+        normal = jacobian @ jacobian.T
+        damped = normal + np.diag(damping * np.diagonal(normal) + 1e-12)
+        if not np.isfinite(damped).all():
+            return None
+        step = np.linalg.solve(damped, jacobian @ residual)[1:]
+        trial = np.clip(ends + np.clip(step, -_MAX_MOVE, _MAX_MOVE), *bounds)
+        flux_t, residual_t, terms_t = solve(trial)
+        cost_t = float(residual_t @ residual_t)
+        if cost_t < cost:
+            moved, gained = float(np.abs(trial - ends).max()), cost - cost_t
+            ends, flux, residual, terms, cost = trial, flux_t, residual_t, terms_t, cost_t
+            damping = max(0.1 * damping, 1e-7)
+            if moved < _SETTLED or gained < 1e-5 * cost:
+                break
+        else:
+            damping *= 10.0
+            if damping > 1e6:
+                break
+    jacobian = np.concatenate([terms[:1], flux * terms[1:]])
+    return ends, flux, residual, jacobian @ jacobian.T
 
 
 def _excess(residual: F64) -> float:

@@ -6,8 +6,8 @@
 3. Defects of both into one mask; the difference's slow background out.
 4. Proper subtraction in overlapping tiles, each with the PSFs of its own place (``zogy``), joined over 16 px wide
    seams so that nothing steps at a border.
-5. What cannot be trusted is NaN again, two pixels wider than it was (particle hits and hot pixels one); where residuals of bright sources exceed the
-   propagated noise, scores and errors are scaled to what is there (``floor``).
+5. What cannot be trusted is NaN again, two pixels wider than it was (particle hits and hot pixels one); where
+   residuals of bright sources exceed the propagated noise, scores and errors are scaled to what is there (``floor``).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from astropy.coordinates import SkyCoord
 
 from stream.extract import STREAK_VERSION, StreakSettings, find_streaks
 from stream.extract.streaks import find_clumps
-from stream.extract.trail import Line, best_extent, trail_profile
+from stream.extract.trail import Line, best_extent, trail_profile, trail_terms
 
 SHAPE = (512, 512)
 
@@ -155,3 +155,14 @@ def test_the_best_extent_is_the_bright_run():
     assert abs(i - 60) <= 4
     assert abs(j - 100) <= 4
     assert score == pytest.approx(math.sqrt(40), rel=0.05)
+
+
+@pytest.mark.parametrize("ends", [(8.3, 5.1, 25.7, 18.2), (30.0, 20.0, 10.0, 20.0), (12.0, 4.0, 12.0, 26.0)])
+def test_derivatives_of_a_trail_are_those_of_its_profile(ends: tuple[float, ...]) -> None:
+    x, y = (v.ravel() for v in np.meshgrid(np.arange(40.0), np.arange(30.0)))
+    terms = trail_terms(x, y, Line(*ends), 1.1)
+    assert np.allclose(terms[0], trail_profile(x, y, Line(*ends), 1.1))
+    for k in range(4):
+        step = 1e-5 * (np.arange(4) == k)
+        up, down = (trail_profile(x, y, Line(*(np.array(ends) + s)), 1.1) for s in (step, -step))
+        assert np.allclose(terms[k + 1], (up - down) / 2e-5, atol=1e-8)
