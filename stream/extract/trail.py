@@ -24,8 +24,9 @@ _HOPELESS = 8.0
 _PIECE = 4
 _EVEN = 0.5
 
-# Steps of the fit at most, an end's longest move in one (px), and the move at which it is settled: far below any error.
-_MAX_STEPS, _MAX_MOVE, _SETTLED = 15, 20.0, 5e-3
+# Steps of the fit at most (a real trail settles in about six; what wanders longer is none), an end's longest move in
+# one (px), and the move at which it is settled: far below any error.
+_MAX_STEPS, _MAX_MOVE, _SETTLED = 16, 20.0, 5e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +216,8 @@ def fit_trail(difference: Difference, sign: int, start: Line) -> TrailFit | None
         return None
     snr = flux / fluxerr
     clumpiness = _excess(residual) / max(snr**2, 1e-9)
-    along = np.array([line.x2 - line.x1, line.y2 - line.y1]) / max(line.length, 1e-9)
-    across = np.array([-along[1], along[0]])
+    along: F64 = np.array([line.x2 - line.x1, line.y2 - line.y1]) / max(line.length, 1e-9)
+    across: F64 = np.array([-along[1], along[0]])
     chi2 = float(residual @ residual) / max(len(data) - 5, 1)
     return TrailFit(
         line,
@@ -235,7 +236,8 @@ def _least_squares(
 ) -> tuple[F64, float, F64, F64] | None:
     """Levenberg-Marquardt in the ends, the flux solved linearly at each: ends, flux, residuals, normal matrix (5, 5).
 
-    Derivatives are analytic: a general solver with numerical ones costs ten times as much for the same answer.
+    Derivatives are analytic: a general solver with numerical ones costs ten times as much for the same answer. None
+    where it does not settle.
     """
 
     def solve(p: F64) -> tuple[float, F64, F64]:
@@ -265,6 +267,8 @@ def _least_squares(
             damping *= 10.0
             if damping > 1e6:
                 break
+    else:
+        return None
     jacobian = np.concatenate([terms[:1], flux * terms[1:]])
     return ends, flux, residual, jacobian @ jacobian.T
 
@@ -278,7 +282,7 @@ def _excess(residual: F64) -> float:
     return max(float(residual @ residual) / variance - n - 5.0 * math.sqrt(2.0 * n), 0.0)
 
 
-def _error(covariance: F64, direction: F64) -> float:
+def _error(covariance: NDArray[np.floating], direction: NDArray[np.floating]) -> float:
     """Standard deviation of a linear combination."""
     return math.sqrt(max(float(direction @ covariance @ direction), 0.0))
 
