@@ -65,7 +65,7 @@ def gather(settings: Any) -> dict[str, Any]:
     lags = {stage: group_lag(settings, settings.group(stage), topic) for stage, topic in STAGES}
     alive = living(client)
     nights = monitor.nights()
-    working = {str(one.get("name", "")).rsplit("-", 1)[0].rsplit("-", 1)[-1] for one in alive}
+    working = {one.get("role") for one in alive}
     return {
         "bootstrap": settings.bootstrap,
         "lag": lags,
