@@ -45,7 +45,9 @@ def latency_of(record: Mapping[str, Any]) -> float | None:
     """Seconds from the closing of the shutter to publication, where the packet knows both."""
     extension = record.get("zsds") or {}
     published, closed = extension.get("published"), extension.get("shutter_closed")
-    return None if published is None or closed is None else float(published - closed)
+    if published is None or closed is None or published - closed > 86_400:  # an old night, replayed or simulated
+        return None
+    return float(published - closed)
 
 
 @app.command()

@@ -10,14 +10,15 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Consumer group of each stage and the topic it works off.
+# Consumer group of each stage, the topic it works off,
+# and whether that topic is written in transactions.
 STAGES = (
-    ("pixels", "ztf.raw"),
-    ("score", "ztf.candidates"),
-    ("enrich", "ztf.scored"),
-    ("emit", "ztf.enriched"),
-    ("link", "ztf.scored"),
-    ("monitor", "ztf.quadrants"),
+    ("pixels", "ztf.raw", False),
+    ("score", "ztf.candidates", True),
+    ("enrich", "ztf.scored", False),
+    ("emit", "ztf.enriched", False),
+    ("link", "ztf.scored", False),
+    ("monitor", "ztf.quadrants", True),
 )
 
 
@@ -62,7 +63,10 @@ def gather(settings: Any) -> dict[str, Any]:
 
     client = connect(settings)
     monitor = Monitor(client)
-    lags = {stage: group_lag(settings, settings.group(stage), topic) for stage, topic in STAGES}
+    lags = {
+        stage: group_lag(settings, settings.group(stage), topic, transactional=marked)
+        for stage, topic, marked in STAGES
+    }
     alive = living(client)
     nights = monitor.nights()
     working = {one.get("role") for one in alive}

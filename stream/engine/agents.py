@@ -20,6 +20,7 @@ from faust.transport.drivers import aiokafka as driver
 from stream.core.errors import Retriable
 from stream.engine import deadletters, ledger, metrics
 from stream.engine.config import Settings
+from stream.engine.heartbeat import Heartbeat
 from stream.engine.kafka import OutMessage, RawMessage
 from stream.engine.stages import Stage
 
@@ -49,7 +50,7 @@ class CommittedConsumer(driver.Consumer):  # type: ignore[misc]
         return CommittedThread(self, loop=self.loop, beacon=self.beacon)
 
 
-def make_app(stage: Stage, settings: Settings, index: int = 0) -> faust.App:
+def make_app(stage: Stage, settings: Settings, index: int = 0, heartbeat: Heartbeat | None = None) -> faust.App:
     """The Faust app of one stage: reads its sources, writes what ``handle`` returns."""
     app = faust.App(
         settings.group(stage.name),
@@ -86,7 +87,12 @@ def make_app(stage: Stage, settings: Settings, index: int = 0) -> faust.App:
         @app.agent(topic, name=f"{stage.name}-{name}")  # type: ignore[untyped-decorator]
         async def run(stream: Any) -> None:
             async for event in stream.events():
-                await _one(stage, _incoming(event), executor, send, settings)
+                message = _incoming(event)
+                if heartbeat is not None:
+                    heartbeat.note(message.header("name") or message.topic)
+                await _one(stage, message, executor, send, settings)
+                if heartbeat is not None:
+                    heartbeat.note("waiting", done=1)
 
     return app
 
@@ -140,9 +146,9 @@ async def _one(stage: Stage, message: RawMessage, executor: Any, send: Any, sett
         return
 
 
-def run_stage(stage: Stage, settings: Settings, index: int = 0) -> None:
+def run_stage(stage: Stage, settings: Settings, heartbeat: Heartbeat, index: int = 0) -> None:
     """Run a stage's app in this process until SIGTERM or SIGINT."""
     from mode import Worker
 
-    app = make_app(stage, settings, index)
+    app = make_app(stage, settings, index, heartbeat)
     Worker(app, loglevel="WARNING", override_logging=False, daemon=True).execute_from_commandline()

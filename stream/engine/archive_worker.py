@@ -17,6 +17,7 @@ from stream.archive import PacketArchive, ProductStore
 from stream.core.errors import BrokerUnavailable, MessageError, Retriable
 from stream.engine import deadletters, metrics
 from stream.engine.config import Settings
+from stream.engine.heartbeat import Heartbeat
 from stream.engine.kafka import RawMessage, Sender, make_consumer, make_producer, raw_message, translated
 
 log = structlog.get_logger(__name__)
@@ -39,7 +40,8 @@ def next_offsets(messages: Sequence[RawMessage]) -> list[TopicPartition]:
 class ArchiveWorker:
     """Consumes nightly topics into a ``PacketArchive``. What it has read it holds until it is written and committed."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, heartbeat: Heartbeat | None = None) -> None:
+        self._heartbeat = heartbeat
         self._settings = settings
         self._archive = PacketArchive(ProductStore(settings.store))
         self._letters = Sender(make_producer(settings, "archive-letters"))
@@ -71,6 +73,8 @@ class ArchiveWorker:
             self._consumer.commit(offsets=next_offsets(self._held), asynchronous=False)
         done, self._held = len(self._held), []
         metrics.MESSAGES.labels("archive", "ok").inc(done)
+        if self._heartbeat is not None:
+            self._heartbeat.note("waiting", done=done)
         return done
 
     def _read(self) -> list[RawMessage]:

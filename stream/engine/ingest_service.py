@@ -50,6 +50,14 @@ class FileOutcome:
         return asdict(self)
 
 
+def partition_of(rcid: int, partitions: int) -> int:
+    """Where a readout channel's quadrants go: always the same partition, neighbours of a CCD far apart.
+
+    Consumers get partitions in blocks, so the four quadrants of a CCD, which arrive together, go to different workers.
+    """
+    return (16 * (rcid % 4) + rcid // 4) % partitions
+
+
 def quadrant_message(item: QuadrantPayload, partitions: int, arrived: float) -> OutMessage:
     """One quadrant as a message: keyed by and put where its readout channel belongs."""
     quadrant = item.quadrant
@@ -69,7 +77,7 @@ def quadrant_message(item: QuadrantPayload, partitions: int, arrived: float) -> 
     closed = ledger.unix_of_jd(2.0 * exposure.jd_mid - exposure.jd)
     times = ledger.encode({"shutter_closed": closed, "arrived": arrived})
     key = str(quadrant.rcid).encode()
-    return OutMessage(TOPIC, key, item.payload, (*headers, *times), quadrant.rcid % partitions)
+    return OutMessage(TOPIC, key, item.payload, (*headers, *times), partition_of(quadrant.rcid, partitions))
 
 
 class Ingestor:

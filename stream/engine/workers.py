@@ -103,8 +103,8 @@ def _archive(index: int, settings: Settings) -> None:
     from stream.engine.archive_worker import ArchiveWorker
 
     stop = threading.Event()
-    with Heartbeat(connect(settings), settings.identity("archive", index), "archive"):
-        worker = ArchiveWorker(settings)
+    with Heartbeat(connect(settings), settings.identity("archive", index), "archive") as heartbeat:
+        worker = ArchiveWorker(settings, heartbeat)
         _until_told(stop.set)
         worker.run(stop.is_set)
 
@@ -115,5 +115,6 @@ def _records(kind: str, index: int, settings: Settings) -> None:
 
     client = connect(settings)
     stage = make_stage(kind, client)  # models are loaded before we say that we are there
-    with Heartbeat(client, settings.identity(kind, index), kind):
-        run_stage(stage, settings, index)
+    with Heartbeat(client, settings.identity(kind, index), kind) as heartbeat:
+        heartbeat.note("waiting")
+        run_stage(stage, settings, heartbeat, index)

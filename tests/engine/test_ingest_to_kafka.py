@@ -66,12 +66,19 @@ def sent(settings, text: bytes):
     return [m for m in read_to_end(settings, {"ztf.raw": {}}, "test") if m.value.startswith(text)]
 
 
+def test_every_channel_has_a_partition_of_its_own_and_a_ccd_spreads_over_workers():
+    assert sorted(partition_of(rcid, 64) for rcid in range(64)) == list(range(64))
+    for ccd in range(16):
+        blocks = {partition_of(4 * ccd + q, 64) // 32 for q in range(4)}
+        assert blocks == {0, 1}
+
+
 def test_a_quadrant_goes_where_its_channel_belongs():
     exposure = exposure_named("ztf_20181129252384_000651_zr_c16_o", 16)
     item = QuadrantPayload(Quadrant(exposure, 4), b"FITS", "ab" * 32)
     for partitions in (64, 8, 1):
         out = quadrant_message(item, partitions, arrived=1.6e9)
-        assert out.partition == 63 % partitions
+        assert out.partition == partition_of(63, partitions)
         assert out.key == b"63"
     headers = {name: value.decode() for name, value in out.headers}
     assert int(headers["pid"]) == pid_of(int(headers["rid"])) == item.quadrant.pid
