@@ -7,7 +7,9 @@ exposures, so that the number of processes changes nothing but the time.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -68,7 +70,16 @@ def _start(job: Job, settings: ScienceSettings) -> None:
 
 def _start_child(job: Job, settings: ScienceSettings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends its children
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _start(job, settings)
+
+
+def _end_with_parent() -> None:
+    """However the parent ends, nobody goes on working for it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _own() -> QuadrantTask:
