@@ -25,4 +25,5 @@ def real_data() -> Path:
     return folder
 
 
+from nights import night, processed, system  # noqa: E402, F401 - fixtures
 from services import kafka, make_topic, prefix, redis_url, settings  # noqa: E402, F401 - fixtures

@@ -1,0 +1,257 @@
+"""The command line as a person and a script meet it: help, JSON, exit status; and what the preparing commands made."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from nights import PLAN, ztf_stream
+
+from stream import __version__
+from stream.archive import ProductStore, iterate_packets, reference_path
+from stream.cli.main import COMMANDS
+from stream.core.records import QuadrantReport
+
+LEAVES = [
+    ["demo"], ["run"], ["worker"], ["status"], ["simulate"], ["process"], ["ingest"],
+    *(["catalog", name] for name in ("import", "list")),
+    ["calibration", "build"],
+    ["reference", "build"],
+    *(["topics", name] for name in ("list", "apply", "diff")),
+    *(["alerts", name] for name in ("tail", "show", "export")),
+    *(["deadletter", name] for name in ("list", "show", "retry")),
+    *(["models", name] for name in ("list", "train")),
+    *(["bench", name] for name in ("quadrant", "camera", "alerts")),
+]  # fmt: skip
+# interfaces.md §4: what a line of `process --json` says of a quadrant.
+KEYS = {
+    "status", "infobits", "seeing", "magzp", "maglim", "astrrms1", "astrrms2", "n_sources", "n_candidates", "seconds",
+    "reason", "stage", "name", "n_alerts",
+}  # fmt: skip
+
+
+def process(*args: object) -> subprocess.CompletedProcess[str]:
+    """``ztf-stream`` as a process of its own."""
+    env = {**os.environ, "COLUMNS": "120"}
+    argv = [sys.executable, "-m", "stream.cli", *map(str, args)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120, env=env, check=False)
+
+
+def test_help_as_a_process_names_every_command():
+    told = process("--help")
+    assert told.returncode == 0
+    assert [name for name in COMMANDS if name not in told.stdout] == []
+
+
+@pytest.mark.parametrize("words", LEAVES, ids="-".join)
+def test_every_command_has_help(words):
+    said = ztf_stream(*words, "--help")
+    assert said.status == 0
+    assert "Usage" in said.out
+    reports = (
+        words[0] not in ("run", "worker", "demo") and words != ["topics", "apply"] and words != ["models", "train"]
+    )
+    assert ("--json" in said.out) or not reports
+
+
+def test_the_table_of_commands_is_complete():
+    assert {words[0] for words in LEAVES} == set(COMMANDS)
+
+
+def test_mistakes_are_told_in_one_sentence():
+    unknown = process("nonsense")
+    assert unknown.returncode == 2
+    assert "nonsense" in unknown.stderr
+    missing = process("alerts", "show", "neither-file-nor-candid")
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("ztf-stream: ")
+    assert "Traceback" not in missing.stderr
+    variable = ztf_stream("topics", "diff", ZTF_BOOTSTRP="x")
+    assert variable.status == 1
+    assert "ZTF_BOOTSTRAP" in variable.err
+
+
+def test_topics_list_needs_no_broker():
+    told = process("topics", "list", "--json")
+    assert told.returncode == 0
+    rows = {row["name"]: row for row in json.loads(told.stdout)}
+    assert rows["ztf.raw"]["partitions"] == 64
+    assert sum(row["access"] == "public" for row in rows.values()) == 1
+
+
+def test_models_list_names_both_classifiers():
+    (models,) = ztf_stream("models", "list", "--json").ok().rows()
+    assert len(models) == 2
+    for model in models:
+        assert model["version"]
+        assert 0 < model["figures"]["equal_error"] < 0.2
+
+
+def test_catalogs_are_in_the_store(night):
+    for kind in ("gaia", "ps1", "bright", "orbits"):
+        (summary,) = night.said[kind].rows()
+        assert (summary["kind"], summary["files"]) == (kind, 1)
+        assert summary["rows_read"] == summary["rows_new"] > 0
+    assert night.said["gaia"].rows()[0]["rows_read"] == pq.read_metadata(night.folder / "gaia.parquet").num_rows
+    again = ztf_stream("catalog", "import", "gaia", night.folder / "gaia.parquet", "--store", night.store, "--json")
+    assert again.ok().rows()[0]["rows_new"] == 0
+    (listed,) = ztf_stream("catalog", "list", "--store", night.store, "--json").ok().rows()
+    assert {entry["kind"]: entry["rows"] for entry in listed} == {
+        kind: night.said[kind].rows()[0]["rows_read"] for kind in ("gaia", "ps1", "bright", "orbits")
+    }
+
+
+def test_a_catalogue_that_is_none_is_refused(night, tmp_path):
+    wrong = tmp_path / "wrong.csv"
+    wrong.write_text("a,b\n1,2\n")
+    said = ztf_stream("catalog", "import", "gaia", wrong, "--store", tmp_path / "store")
+    assert said.status == 1
+    assert "wrong.csv" in said.err
+
+
+def test_calibration_frames_of_every_quadrant_were_built(night):
+    rows = night.said["calibration"].rows()
+    assert {(row["kind"], row["rcid"], row["fid"]) for row in rows} == {
+        (kind, rcid, fid) for rcid in range(4) for kind, fid in (("bias", 0), ("hifreqflat", PLAN.fid))
+    }
+    for row in rows:
+        assert row["error"] is None
+        assert row["n_inputs"] == 5
+    store = ProductStore(str(night.store))
+    flat = store.read_calibration(rows[1]["night"], "hifreqflat", PLAN.fid, 0)
+    assert np.nanmedian(flat.data) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_references_of_every_quadrant_were_built(night):
+    rows = night.said["reference"].rows()
+    assert {(row["field"], row["rcid"], row["fid"]) for row in rows} == {
+        (PLAN.field, rcid, PLAN.fid) for rcid in range(4)
+    }
+    assert {row["n_inputs"] for row in rows} == {6}
+    assert {row["error"] for row in rows} == {None}
+
+
+def test_a_reference_from_science_products_in_the_store(night, processed, tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "sci").symlink_to(processed.store / "sci")
+    where = "--field", PLAN.field, "--rcid", 2, "--filter", "r", "--store", store
+    (row,) = ztf_stream("reference", "build", *where, "--json", "--workers", 1).ok().rows()
+    assert (row["rcid"], row["n_inputs"], row["error"]) == (2, 2, None)
+    made = ProductStore(str(store)).read_reference(PLAN.field, PLAN.fid, 2)
+    from_raw = ProductStore(str(night.store)).read_reference(PLAN.field, PLAN.fid, 2)
+    assert (made.rfid, made.n_frames) == (from_raw.rfid, 2)
+    bright = from_raw.sources[from_raw.sources["snr"] > 100]
+    assert len(bright) > 30
+    mag = {name: r.magzp - 2.5 * np.log10(r.sources["flux"]) for name, r in (("made", made), ("raw", from_raw))}
+    differences = []
+    for k in np.flatnonzero(from_raw.sources["snr"] > 100):
+        dra = (made.sources["ra"] - from_raw.sources["ra"][k]) * np.cos(np.radians(from_raw.sources["dec"][k]))
+        distance = np.hypot(dra, made.sources["dec"] - from_raw.sources["dec"][k]) * 3600
+        if distance.min() < 1.0:
+            differences.append(mag["made"][distance.argmin()] - mag["raw"][k])
+    assert len(differences) > 0.8 * len(bright)
+    assert abs(np.median(differences)) < 0.03
+    missing = ztf_stream("reference", "build", "--field", PLAN.field, "--filter", "g", "--store", store)
+    assert missing.status == 1
+    assert "process" in missing.err
+    unclear = ztf_stream("reference", "build", "--store", store)
+    assert unclear.status == 1
+    assert "--field" in unclear.err
+
+
+def test_process_says_everything_of_a_quadrant(processed):
+    assert len(processed.lines) == 8
+    for line in processed.lines:
+        assert line.keys() >= KEYS | {"rid", "pid", "field", "rcid"}
+        report = QuadrantReport(**{k: v for k, v in line.items() if k != "n_alerts"})
+        assert report.status == "ok"
+        assert 1.2 < report.seeing < 4
+        assert report.n_sources > 100
+        assert line["n_alerts"] == report.n_candidates
+        steps = line["seconds"]
+        assert {"decompress", "calibrate", "astrometry", "psf", "photometry", "subtract", "extract"} <= steps.keys()
+        assert min(steps.values()) >= 0
+
+
+def test_process_again_writes_the_same_bytes(processed, night, tmp_path):
+    store = night.sibling(tmp_path / "store", "catalogs", "cal", "ref")
+    ztf_stream("process", night.science[0], "--store", store, "--workers", 1).ok()
+
+    def products(root, folder):
+        return {str(p.relative_to(root)): p.read_bytes() for p in (root / folder).rglob("*") if p.is_file()}
+
+    again, first = ({**products(root, "sci"), **products(root, "alerts")} for root in (store, processed.store))
+    assert len(again) > 4 * 8
+    assert {name for name, data in again.items() if first[name] != data} == set()
+
+
+def test_process_fails_with_a_status_and_a_reason(night, tmp_path):
+    bad = tmp_path / night.science[0].name
+    bad.write_bytes(night.science[0].read_bytes()[:100_000])
+    said = ztf_stream("process", bad, "--store", tmp_path / "store", "--json", "--workers", 1)
+    assert said.status == 1
+    assert "fetch the file again" in said.err
+    nothing = ztf_stream("process", night.science[0], "--store", tmp_path / "empty", "--json", "--workers", 1)
+    assert nothing.status == 1
+    for row in nothing.rows():
+        assert (row["status"], row["stage"]) == ("failed", "astrometry")
+        assert "catalog import gaia" in row["reason"]
+        assert {"no_bias", "no_flat"} <= set(row["notes"])
+    assert ztf_stream("process", tmp_path / "nothing.fits", "--store", tmp_path / "store").status == 1
+
+
+def test_lines_for_a_person(night, tmp_path):
+    store = night.sibling(tmp_path / "store", "catalogs", "cal")
+    said = ztf_stream("process", night.science[0], "--store", store, "--workers", 1)
+    assert said.status == 0
+    lines = said.out.splitlines()
+    assert len(lines) == 4
+    assert all("no_reference" in line and "reference build" in line for line in lines)
+
+
+def test_alerts_show_a_file_of_process(processed, tmp_path):
+    candid, _ = next(iterate_packets(ProductStore(str(processed.store))))
+    (path,) = (processed.store / "alerts").rglob(f"{candid}.avro")
+    (record,) = ztf_stream("alerts", "show", path, "--json").ok().rows()
+    assert record["candid"] == candid
+    assert record["zsds"]["software"] == __version__
+    picture = tmp_path / "alert.png"
+    said = ztf_stream("alerts", "show", candid, "--store", processed.store, "--out", picture).ok()
+    assert str(candid) in said.out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert ztf_stream("alerts", "show", 1, "--store", processed.store).status == 1
+
+
+def test_alerts_export_a_night_of_process(processed, tmp_path):
+    out = tmp_path / "night.tar.gz"
+    where = "--night", "20201005", "--out", out, "--store", processed.store
+    (row,) = ztf_stream("alerts", "export", *where, "--json").ok().rows()
+    assert row["alerts"] == sum(line["n_alerts"] for line in processed.lines)
+    empty = ztf_stream("alerts", "export", "--night", "19990101", "--store", processed.store)
+    assert empty.status == 1
+
+
+def test_bench_alerts_counts_what_it_writes():
+    (figures,) = ztf_stream("bench", "alerts", "--number", 300, "--json").ok().rows()
+    assert figures["packets"] == 300
+    rate = figures["packets"] / figures["core_seconds"] * 60
+    assert figures["packets_per_minute_per_core"] == pytest.approx(rate, rel=0.05)
+    assert 30_000 < figures["bytes_per_packet"] < 120_000
+
+
+def test_status_without_a_system_says_how_to_start_one(tmp_path):
+    said = ztf_stream("status", "--data-dir", tmp_path)
+    assert said.status == 1
+    assert "ztf-stream run" in said.err
+
+
+def test_a_reference_path_is_the_surveys(night):
+    path = reference_path(PLAN.field, PLAN.fid, 0, "refimg.fits.fz")
+    assert path == "ref/000/field000448/zr/ccd01/q1/ztf_000448_zr_c01_q1_refimg.fits.fz"
+    assert (night.store / path).is_file()
