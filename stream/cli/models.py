@@ -25,7 +25,7 @@ Nights = Annotated[
 ]
 StoreName = Annotated[str, typer.Option(help="Name of the store's folder inside each night.")]
 Packets = Annotated[
-    Path | None, typer.Option(help="Folder of the survey's alert packets with rb and drb, to compare the scores with.")
+    Path | None, typer.Option(help="Folder of the survey's alert packets with drb, to compare the scores with.")
 ]
 Folder = Annotated[Path | None, typer.Option("--folder", help="Folder of weights; the shipped ones by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")]
@@ -116,7 +116,7 @@ def _read(nights: Sequence[Path], store: str, console: Console) -> Examples:
 
 
 def _scored_packets(folder: Path | None) -> list[dict[str, Any]]:
-    """Packets of a folder (searched throughout) that carry both published scores."""
+    """Packets of a folder (searched throughout) that carry a published network score."""
     from stream.alert import read_packets
     from stream.core.errors import UsageError
 
@@ -124,9 +124,9 @@ def _scored_packets(folder: Path | None) -> list[dict[str, Any]]:
         return []
     files = sorted(folder.rglob("*.avro"))
     found = [packet for path in files for packet in read_packets(path.read_bytes())]
-    scored = [p for p in found if p["candidate"].get("rb") is not None and p["candidate"].get("drb") is not None]
+    scored = [packet for packet in found if packet["candidate"].get("drb") is not None]
     if not scored:
-        raise UsageError(f"{folder}: none of the packets in {len(files)} .avro files has rb and drb")
+        raise UsageError(f"{folder}: none of the packets in {len(files)} .avro files has drb")
     return scored
 
 

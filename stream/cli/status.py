@@ -88,9 +88,11 @@ def draw(state: dict[str, Any], console: Console) -> None:
     for stage, waiting in state["lag"].items():
         colour = "red" if stage in state["stuck"] else "yellow" if waiting else "green"
         lag.add_row(stage, f"[{colour}]{waiting}[/]")
-    alive = Table("worker", "at", "done", title="alive")
+    alive = Table("worker", "at", "done", "metrics", title="alive")
     for one in state["alive"]:
-        alive.add_row(str(one.get("name")), str(one.get("doing", "")), str(one.get("done", "")))
+        port = one.get("metrics")
+        where = f"{one.get('host')}:{port}" if port else ""
+        alive.add_row(str(one.get("name")), str(one.get("doing", "")), str(one.get("done", "")), where)
     console.print(Columns([lag, alive]))
     for night in state["nights"]:
         outcome = ", ".join(f"{n} {what}" for what, n in sorted(night.quadrants.items()))

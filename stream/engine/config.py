@@ -109,7 +109,7 @@ class Settings(BaseSettings):
 
     metrics_host: str = Field("127.0.0.1", description="Address on which processes answer Prometheus.")
     metrics_port: int = Field(
-        -1, ge=-1, le=65_535, description="Port of a process's metrics: -1 none, 0 any free one (shown by status)."
+        0, ge=-1, le=65_535, description="Port of a process's metrics: -1 none, 0 any free one (shown by status)."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "console", "json"] = Field(

@@ -34,18 +34,19 @@ def work(kind: str, index: int, settings: Settings) -> int:
     UsageError
         No such kind.
     """
-    runners: dict[str, Callable[[int, Settings], None]] = {
+    runners: dict[str, Callable[[int, Settings, Heartbeat], None]] = {
         "pixels": _pixels,
         "emit": _emit,
         "archive": _archive,
-        **dict.fromkeys(RECORD_WORKERS, lambda index, settings: _records(kind, index, settings)),
+        **dict.fromkeys(RECORD_WORKERS, lambda index, settings, beat: _records(kind, index, settings, beat)),
     }
     if kind not in runners:
         raise UsageError(f"no worker {kind!r}: known are {', '.join(WORKERS)}")
     logs.configure(settings, worker=f"{kind}-{index}")
-    metrics.serve(settings)
+    port = metrics.serve(settings)
     threadpool_limits(1)
-    runners[kind](index, settings)
+    heartbeat = Heartbeat(connect(settings), settings.identity(kind, index), kind, metrics=port)
+    runners[kind](index, settings, heartbeat)
     return 0
 
 
@@ -68,7 +69,7 @@ def _until_told(stop: Callable[[], None]) -> None:
         signal.signal(name, lambda *_: stop())
 
 
-def _pixels(index: int, settings: Settings) -> None:
+def _pixels(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
     from stream.archive import ProductStore, StoreInputs
     from stream.engine.pixel_worker import PixelWorker
     from stream.engine.quadrant_messages import QuadrantProcess
@@ -77,44 +78,43 @@ def _pixels(index: int, settings: Settings) -> None:
 
     store = ProductStore(settings.store)
     task = QuadrantTask(store, StoreInputs(store), ScienceSettings(camera=camera_named(settings.camera)))
-    client = connect(settings)
-    with Heartbeat(client, settings.identity("pixels", index), "pixels") as heartbeat:
+    attempts = Attempts(connect(settings))
+    with heartbeat:
         worker = PixelWorker(
-            settings, QuadrantProcess(task, settings), index=index, attempts=Attempts(client), heartbeat=heartbeat
+            settings, QuadrantProcess(task, settings), index=index, attempts=attempts, heartbeat=heartbeat
         )
         _until_told(worker.stop)
         worker.run()
 
 
-def _emit(index: int, settings: Settings) -> None:
+def _emit(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
     from stream.engine.alert_messages import MakeAlerts, refusals
     from stream.engine.emit import Emitter
     from stream.engine.kafka import Sender, make_producer
 
     client = connect(settings)
     make_alerts = MakeAlerts(refusals(Sender(make_producer(settings, "emit-letters")), settings))
-    with Heartbeat(client, settings.identity("emit", index), "emit") as heartbeat:
+    with heartbeat:
         emitter = Emitter(settings, make_alerts, client, index=index, heartbeat=heartbeat)
         _until_told(emitter.stop)
         emitter.run()
 
 
-def _archive(index: int, settings: Settings) -> None:
+def _archive(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
     from stream.engine.archive_worker import ArchiveWorker
 
     stop = threading.Event()
-    with Heartbeat(connect(settings), settings.identity("archive", index), "archive") as heartbeat:
+    with heartbeat:
         worker = ArchiveWorker(settings, heartbeat)
         _until_told(stop.set)
         worker.run(stop.is_set)
 
 
-def _records(kind: str, index: int, settings: Settings) -> None:
+def _records(kind: str, index: int, settings: Settings, heartbeat: Heartbeat) -> None:
     from stream.engine.agents import run_stage
     from stream.engine.stages import make_stage
 
-    client = connect(settings)
-    stage = make_stage(kind, client)  # models are loaded before we say that we are there
-    with Heartbeat(client, settings.identity(kind, index), kind) as heartbeat:
+    stage = make_stage(kind, connect(settings))  # models are loaded before we say that we are there
+    with heartbeat:
         heartbeat.note("waiting")
         run_stage(stage, settings, heartbeat, index)

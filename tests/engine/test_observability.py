@@ -41,7 +41,7 @@ def test_redis_away_is_no_reason_to_stop():
 
 
 def test_metrics_are_served_and_a_taken_port_is_told():
-    off = load_settings(environ={})
+    off = load_settings(environ={}, metrics_port=-1)
     assert metrics.serve(off) is None
     port = metrics.serve(load_settings(environ={}, metrics_port=0))
     metrics.observe("published", {"shutter_closed": 100.0, "published": 115.0})
