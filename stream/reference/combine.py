@@ -85,7 +85,8 @@ def seeing_changes(psfs: Sequence[PsfModel]) -> NDArray[np.float64]:
         x, y = (place_x[:, None] + phases[:, 0] * 0.98).ravel(), (place_y[:, None] + phases[:, 1] * 0.98).ravel()
         stars.append(psf.stamps(x, y, STAMP))
     stack = np.stack(stars)
-    centre = np.median(stack, axis=0)
+    # Of two the lower, as `combine` takes it.
+    centre = stack.min(axis=0) if len(stack) == 2 else np.median(stack, axis=0)
     brightest = ndimage.maximum_filter(centre, (1, 3, 3))
     counts = brightest > _SEEING_FAINTEST * centre.max(axis=(1, 2), keepdims=True)
     changes = np.where(counts, np.abs(stack - centre) / np.where(counts, brightest, 1), 0)
