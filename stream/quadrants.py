@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from stream import __version__
 from stream.alert import make_batch
 from stream.archive import ProductStore, write_products
-from stream.core.errors import PacketError
-from stream.core.records import CandidateBatch, Quadrant, QuadrantInputs, QuadrantResult, Status
+from stream.core.records import CandidateBatch, QuadrantInputs, QuadrantResult
 from stream.ingest import read_quadrant
-from stream.pipeline import ScienceSettings, new_report, process_quadrant
+from stream.pipeline import ScienceSettings, process_quadrant
 
 
 @dataclass(slots=True)
@@ -47,13 +46,6 @@ class QuadrantTask:
         result.elapsed = {step: decompress + at for step, at in result.elapsed.items()}
         result.report.seconds = {"decompress": decompress, **result.report.seconds, "products": stored}
         return result
-
-
-def unreadable(quadrant: Quadrant, error: PacketError) -> QuadrantResult:
-    """The result of a quadrant whose bytes were hurt: its report says what and why."""
-    report = new_report(quadrant)
-    report.status, report.stage, report.reason = Status.FAILED, error.stage, str(error)
-    return QuadrantResult(report, quadrant)
 
 
 def batch_of(result: QuadrantResult) -> CandidateBatch | None:

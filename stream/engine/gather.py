@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import TopicPartition
 
 from stream.alert import decode_report, decode_tracklet, read_packet
+from stream.core.errors import MessageError
 from stream.core.records import QuadrantReport, Row, Tracklet
 from stream.engine import ledger
 from stream.engine.config import Settings
@@ -29,6 +30,7 @@ class Gathered:
     n_streaks: int = 0
     alerts: dict[str, list[Row]] = field(default_factory=dict)  # packets by topic
     packets: list[bytes] = field(default_factory=list)
+    n_foreign: int = 0  # messages on alert topics that are no alerts
 
     @property
     def n_alerts(self) -> int:
@@ -108,5 +110,13 @@ class NightReader:
         elif message.topic == "ztf.streaks":
             g.n_streaks += 1
         else:
-            g.alerts.setdefault(message.topic, []).append(read_packet(message.value))
-            g.packets.append(message.value)
+            self._alert(message)
+
+    def _alert(self, message: RawMessage) -> None:
+        try:
+            packet = read_packet(message.value)
+        except MessageError:
+            self.gathered.n_foreign += 1
+            return
+        self.gathered.alerts.setdefault(message.topic, []).append(packet)
+        self.gathered.packets.append(message.value)

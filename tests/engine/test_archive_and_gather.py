@@ -1,0 +1,118 @@
+"""Subscribers of the public topics: the archive keeps what was sent, the reader gathers a night."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from engine_helpers import wait
+
+from stream.alert import emit_packet, encode_report, read_packet
+from stream.alert.synthetic import synthetic_batch
+from stream.archive import ProductStore, iterate_packets
+from stream.core.errors import StoreUnavailable
+from stream.core.records import QuadrantReport
+from stream.engine.archive_worker import ArchiveWorker, next_offsets
+from stream.engine.deadletters import list_letters
+from stream.engine.gather import NightReader
+from stream.engine.kafka import OutMessage, RawMessage, Sender, make_producer
+from stream.engine.lag import group_lag
+
+pytestmark = pytest.mark.services
+
+TOPIC = "ztf_20181129_programid1"
+
+
+def packets(n: int, seed: int) -> list[bytes]:
+    batch = synthetic_batch(n, seed)
+    return [emit_packet(item, batch, {}) for item in batch.items]
+
+
+def publish(settings, topic: str, values: list[bytes]) -> None:
+    sender = Sender(make_producer(settings, "test"))
+    for value in values:
+        sender.send(OutMessage(topic, b"key", value, ()))
+    sender.flush()
+
+
+def test_offsets_are_one_behind_the_last_of_each_partition():
+    read = [RawMessage("t", p, o, None, b"") for p, o in ((0, 3), (1, 9), (0, 5), (1, 8))]
+    assert [(x.topic, x.partition, x.offset) for x in next_offsets(read)] == [("t", 0, 6), ("t", 1, 10)]
+
+
+@pytest.fixture
+def worker(settings, tmp_path, make_topic):
+    """An archive worker with a store of its own, and a way to run it until something holds."""
+    make_topic("ztf.deadletters", 4)
+    mine = settings.model_copy(update={"store": str(tmp_path / "store")})
+    made = ArchiveWorker(mine)
+
+    def run(until) -> None:
+        stopped = threading.Event()
+        thread = threading.Thread(target=made.run, args=(stopped.is_set,), daemon=True)
+        thread.start()
+        try:
+            wait(until, seconds=60)
+        finally:
+            stopped.set()
+            thread.join(30)
+        assert not thread.is_alive()
+
+    made.run_until = run
+    return made
+
+
+def test_what_was_sent_is_kept_once_and_poison_is_no_obstacle(settings, worker, make_topic, tmp_path, prefix):
+    make_topic(TOPIC, 2)
+    make_topic(f"ztf_{prefix}_programid1")  # no night: not ours
+    store = ProductStore(str(tmp_path / "store"))
+    good = packets(30, 1)
+    publish(settings, TOPIC, [*good[:20], b"poison", *good[:5], *good[20:]])
+    publish(settings, f"ztf_{prefix}_programid1", [b"not an alert"])
+    worker.run_until(lambda: group_lag(settings, f"{settings.group_prefix}-archive", TOPIC) == 0)
+    assert [packet for _, packet in sorted(iterate_packets(store))] == good
+    letters = [x for x in list_letters(settings) if x.worker == "archive"]
+    assert {(x.topic, x.stage) for x in letters} == {(TOPIC, "message")}
+
+
+def test_a_store_that_fails_costs_no_alert(settings, worker, make_topic, tmp_path, monkeypatch):
+    make_topic(TOPIC, 2)
+    add, failures = worker._archive.add, []
+
+    def failing(values):
+        if len(failures) < 2:
+            failures.append(len(list(values)))
+            raise StoreUnavailable("the disk is full")
+        return add(values)
+
+    monkeypatch.setattr(worker._archive, "add", failing)
+    monkeypatch.setattr("stream.engine.archive_worker.time.sleep", lambda seconds: None)
+    good = packets(10, 2)
+    publish(settings, TOPIC, good)
+    store = ProductStore(str(tmp_path / "store"))
+    candids = {read_packet(packet)["candid"] for packet in good}
+    worker.run_until(lambda: len(failures) == 2 and candids <= {candid for candid, _ in iterate_packets(store)})
+
+
+def test_a_night_is_gathered_as_it_comes(settings, make_topic):
+    """Messages of other tests are on the same topics: only ours are looked at."""
+    make_topic("ztf.quadrants", 2)
+    jd = 2457900.25
+    reports = [
+        QuadrantReport(f"q{i}", 1, 2, 1, 1, 0, 1, 1, 1, i, 990000 + i, jd, jd, 30.0, n_candidates=i) for i in (1, 2)
+    ]
+    with NightReader(settings) as reader:
+        for report in [*reports, reports[0]]:
+            sender = Sender(make_producer(settings, "test"))
+            sender.send(OutMessage("ztf.quadrants", b"k", encode_report(report), (("t.arrived", b"12.5"),)))
+            sender.flush()
+        assert reader.until(lambda g: {990001, 990002} <= g.reports.keys(), 60)
+        topic = make_topic("ztf_20170606_programid1")  # appears while we read
+        publish(settings, topic, packets(3, 3))
+        assert reader.until(lambda g: len(g.alerts.get(topic, [])) == 3, 60)
+        assert not reader.until(lambda g: len(g.alerts.get(topic, [])) == 4, 1.0)
+        gathered = reader.gathered
+        assert gathered.reports[990002].name == "q2"
+        assert gathered.ledgers[990001] == {"arrived": 12.5}
+        assert gathered.n_alerts >= 3
+        assert gathered.n_expected >= 3

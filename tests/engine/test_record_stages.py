@@ -1,0 +1,179 @@
+"""What each record stage does with one message: called directly, on a real Redis."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import redis
+
+from stream.alert import (
+    StreakBatch,
+    decode_batch,
+    decode_tracklet,
+    emit_packet,
+    encode_batch,
+    encode_report,
+    encode_streaks,
+    packet_problems,
+    read_packet,
+)
+from stream.alert.synthetic import synthetic_batch
+from stream.core.errors import MessageError
+from stream.core.identity import candid_of, expid_of, nid_of, night_of, pid_of, rid_of
+from stream.core.records import QuadrantReport
+from stream.engine import ledger
+from stream.engine.kafka import RawMessage
+from stream.engine.stages import RECORD_STAGES, EnrichStage, LinkStage, MonitorStage, ScoreStage, link_rows, make_stage
+from stream.monitor import Monitor
+
+HEADERS = (("name", b"n"), ("pid", b"7"), *ledger.encode({"arrived": 1.0, "subtracted": 3.0}))
+
+
+def message(topic: str, value: bytes) -> RawMessage:
+    return RawMessage(topic, 0, 5, b"7", value, HEADERS)
+
+
+def fresh_batch(n: int = 4, *, scored: bool = True):
+    """A batch as the scorer or, not ``scored``, the pixel workers send it."""
+    batch = synthetic_batch(n)
+    for item in batch.items:
+        item.candidate |= dict.fromkeys(("ndethist", "ncovhist"))
+        if not scored:
+            item.candidate |= dict.fromkeys(("rb", "rbversion", "drb", "drbversion"))
+        item.object_id = item.prv_candidates = None
+    return batch
+
+
+def moved(batch, jd: float, dra: float):
+    """The same candidates at another time, ``dra`` deg further east."""
+    pid = pid_of(rid_of(expid_of(jd), batch.rcid))
+    for i, item in enumerate(batch.items):
+        c = item.candidate
+        c |= {"jd": jd, "pid": pid, "candid": candid_of(pid, True, i), "ra": c["ra"] + dra, "nid": nid_of(jd)}
+    return replace(batch, jd=jd, jd_mid=jd + 15 / 86_400, pid=pid)
+
+
+@pytest.fixture
+def client(redis_url: str):
+    """A database of this test's own."""
+    found = redis.Redis.from_url(redis_url.rsplit("/", 1)[0] + "/8")
+    found.flushdb()
+    yield found
+    found.flushdb()
+
+
+def test_score_fills_both_scores_and_extends_the_ledger():
+    stage = ScoreStage(clock=lambda: 5.0)
+    (out,) = stage.handle(message("ztf.candidates", encode_batch(fresh_batch(scored=False))))
+    assert (out.topic, out.key) == ("ztf.scored", b"7")
+    assert ledger.read(out.headers) == {"arrived": 1.0, "subtracted": 3.0, "scored": 5.0}
+    assert dict(out.headers)["name"] == b"n"
+    for item in decode_batch(out.value).items:
+        assert 0 <= item.candidate["rb"] <= 1
+        assert 0 <= item.candidate["drb"] <= 1
+        assert item.candidate["drbversion"]
+    again = stage.handle(message("ztf.candidates", encode_batch(fresh_batch(scored=False))))
+    assert again[0].value == out.value
+
+
+@pytest.mark.services
+def test_enrich_names_objects_and_remembers_them(client):
+    stage = EnrichStage(client, clock=lambda: 6.0)
+    first, second = fresh_batch(), moved(fresh_batch(), synthetic_batch(1).jd + 0.02, 0.2 / 3600)
+    (out,) = stage.handle(message("ztf.scored", encode_batch(first)))
+    (later,) = stage.handle(message("ztf.scored", encode_batch(second)))
+    made, seen = decode_batch(out.value), decode_batch(later.value)
+    assert ledger.read(later.headers)["enriched"] == 6.0
+    for a, b in zip(made.items, seen.items, strict=True):
+        assert a.object_id == b.object_id
+        assert a.prv_candidates is None
+        assert [row["candid"] for row in b.prv_candidates] == [a.candidate["candid"]]
+        assert (a.candidate["ndethist"], b.candidate["ndethist"]) == (1, 2)
+    assert len({item.object_id for item in made.items}) == 4
+    (repeated,) = stage.handle(message("ztf.scored", encode_batch(first)))
+    assert repeated.value == out.value, "a repeat, even a late one, makes the same bytes"
+
+
+def corners(ra: float, dec: float, half: float = 0.5) -> list[float]:
+    return [ra + half, dec + half, ra - half, dec + half, ra - half, dec - half, ra + half, dec - half]
+
+
+@pytest.mark.services
+def test_epochs_without_a_detection_are_limits(client):
+    stage = EnrichStage(client)
+    batch = fresh_batch()
+    jd = batch.jd - 2.0
+    rid = rid_of(expid_of(jd), batch.rcid)
+    report = QuadrantReport(
+        "n", batch.field, batch.fid, 3, 1, batch.rcid, 1, nid_of(jd), expid_of(jd), rid, pid_of(rid), jd, jd, 30.0,
+        diffmaglim=20.1, magzp=26.0, corners=corners(150.43, 20.43),
+    )  # fmt: skip
+    assert stage.handle(message("ztf.quadrants", encode_report(report))) == []
+    (out,) = stage.handle(message("ztf.scored", encode_batch(batch)))
+    enriched = decode_batch(out.value)
+    for item in enriched.items:
+        (row,) = item.prv_candidates
+        assert (row["candid"], row["pid"]) == (None, report.pid)
+        assert row["diffmaglim"] == pytest.approx(20.1, abs=1e-5)
+        assert item.candidate["ncovhist"] == 2
+        assert packet_problems(read_packet(emit_packet(item, enriched, {}))) == []
+
+
+@pytest.mark.services
+def test_link_finds_what_moves_and_sends_it_when_it_changes(client):
+    stage = LinkStage(client)
+    sent = []
+    for k in range(4):
+        batch = moved(fresh_batch(1), synthetic_batch(1).jd + 0.02 * k, 0.004 * k)
+        batch.items[0].candidate |= {"drb": 0.9}
+        sent.append(stage.handle(message("ztf.scored", encode_batch(batch))))
+    assert [len(out) for out in sent] == [0, 0, 1, 1]
+    three, four = (decode_tracklet(out[0].value) for out in sent[2:])
+    assert three.trackid == four.trackid
+    assert (len(three.candids), len(four.candids)) == (3, 4)
+    assert sent[3][0].topic == "ztf.tracklets"
+    assert four.rate == pytest.approx(0.2 * np.cos(np.radians(20)), rel=0.02)
+    assert stage.handle(message("ztf.scored", encode_batch(batch))) == [], "nothing new: nothing sent"
+    assert client.ttl(f"ztf:link:{night_of(batch.jd)}") > 86_400
+
+
+def test_only_plausible_positive_detections_are_linked():
+    batch = fresh_batch(4)
+    scores, signs = (0.9, 0.1, None, 0.9), ("t", "t", "t", "f")
+    for item, drb, sign in zip(batch.items, scores, signs, strict=True):
+        item.candidate |= {"drb": drb, "isdiffpos": sign}
+    assert [row[0] for row in link_rows(batch)] == [batch.items[i].candidate["candid"] for i in (0, 2)]
+
+
+@pytest.mark.services
+def test_monitor_counts_every_topic(client):
+    stage = MonitorStage(client)
+    jd = 2459127.71
+    rid = rid_of(expid_of(jd), 0)
+    report = QuadrantReport("n", 1, 2, 1, 1, 0, 1, nid_of(jd), expid_of(jd), rid, pid_of(rid), jd, jd, 30.0)
+    streaks = StreakBatch("n", 1, 1, 2, 0, 1, jd, jd, 30.0, [])
+    for _ in range(2):
+        assert stage.handle(message("ztf.quadrants", encode_report(report))) == []
+        stage.handle(message("ztf.deadletters", json.dumps({"stage": "x"}).encode()))
+        stage.handle(message("ztf.streaks", encode_streaks(streaks)))
+        stage.handle(message("ztf.tracklets", b"whatever"))
+    counts = Monitor(client).counts("20201005")
+    assert counts.quadrants == {"ok": 1}
+    assert counts.latencies == [2.0]
+    assert counts.dead_letters == 1
+    assert counts.events == {"ztf.streaks": 1, "ztf.tracklets": 1}
+
+
+@pytest.mark.services
+def test_stages_by_name_and_bad_messages(client):
+    for name in RECORD_STAGES:
+        stage = make_stage(name, client)
+        assert stage.name == name
+        topic = stage.sources[0]
+        with pytest.raises(MessageError):
+            stage.handle(message(topic, b"poison"))
+    with pytest.raises(MessageError, match="monitor"):
+        make_stage("nothing", client)
