@@ -1,8 +1,8 @@
 """The pixel worker's function: a message of ``ztf.raw`` to the messages that one quadrant makes.
 
-A quadrant whose bytes can be read ends in one quality record on ``ztf.quadrants``; with candidates in one message a quadrant on
-``ztf.candidates`` (more only beyond the topic's size limit); with streaks in one on ``ztf.streaks``; and where the
-science failed in a dead letter that can be retried.
+A quadrant whose bytes can be read ends in one quality record on ``ztf.quadrants``; with candidates in one message a
+quadrant on ``ztf.candidates`` (more only beyond the topic's size limit); with streaks in one on ``ztf.streaks``; and
+where the science failed in a dead letter that can be retried.
 """
 
 from __future__ import annotations
