@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 FEATURE_SET = "f1"  # a changed list or definition gets a new name: it is part of ``rbversion``
 STAMP_SIDE = 63
+QUARTILE = 0.6745  # of a Gaussian, in standard deviations
 
 # Figures of the packet as they are; missing ones become NaN, which the forest handles by itself.
 _DIRECT = (
@@ -54,10 +55,11 @@ def feature_matrix(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
 def triplet(science: NDArray[Any], template: NDArray[Any], difference: NDArray[Any]) -> NDArray[np.float32]:
     """Stamps as the network takes them: (63, 63, 3), each in units of its own noise, compressed.
 
-    Each stamp loses its median, is divided by 1.4826 times its median absolute deviation and goes through
-    ``arcsinh``: neither sky nor zero point nor gain is seen, noise stays linear at 1, and a saturated star
-    does not drown its surroundings. NaN (and what is missing of a stamp cut at the quadrant's edge, which stays in
-    the corner it came in, as in the public braai recipe) is 0. A stamp without any signal is 0 throughout.
+    Each stamp loses its median, is divided by its noise and goes through ``arcsinh``: neither sky nor zero point
+    nor gain is seen, noise stays linear at 1, and a saturated star does not drown its surroundings. The noise is
+    taken from the quarter of the pixels just below the median, where stars are not. NaN is 0, and so is what is
+    missing of a stamp cut at the quadrant's edge, which stays in the corner it came in, as in the public braai
+    recipe. A stamp without any signal is 0 throughout.
     """
     channels = np.zeros((STAMP_SIDE, STAMP_SIDE, 3), np.float32)
     for k, stamp in enumerate((science, template, difference)):
@@ -72,13 +74,14 @@ def _in_noise(image: NDArray[np.float32]) -> NDArray[np.float32]:
     values = image[good]
     if values.size == 0:
         return np.zeros_like(image)
-    centred = values - np.median(values)
-    noise = 1.4826 * float(np.median(np.abs(centred)))
-    if noise <= 0:  # more than half of the pixels alike, as where a mask was filled
-        noise = float(centred.std())
+    ranks = (values.size // 4, values.size // 2)
+    lower, middle = np.partition(values, ranks)[list(ranks)]
+    noise = float(middle - lower) / QUARTILE
+    if noise <= 0:  # a quarter of the pixels alike, as where a mask was filled
+        noise = float(values.std())
     out = np.zeros_like(image)
     if noise > 0:
-        out[good] = np.arcsinh(centred / noise)
+        out[good] = np.arcsinh((values - middle) / noise)
     return out
 
 

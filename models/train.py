@@ -27,7 +27,7 @@ class Yardsticks:
     """What a model is measured on beside the held-out objects of the training nights.
 
     ``night``: examples of nights that were not trained on. ``packets``: alert packets of the survey with
-    published scores ``rb`` and ``drb``.
+    a published ``drb``.
     """
 
     night: Examples | None = None
@@ -71,7 +71,8 @@ def forest_figures(model: Any, test: Examples, yardsticks: Yardsticks) -> dict[s
     found = _figures(lambda e: forest.forest_scores(model, e.features), test, yardsticks)
     if yardsticks.packets:
         rows = [packet["candidate"] for packet in yardsticks.packets]
-        published = np.array([row["rb"] for row in rows], np.float32)
+        # Of the two published scores the network's is the better judge, of the forest too.
+        published = np.array([row["drb"] for row in rows], np.float32)
         found |= agreement(forest.forest_scores(model, feature_matrix(rows)), published)
     return found
 

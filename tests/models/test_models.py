@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sklearn.metrics import roc_curve
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from models import evaluate, features, forest, network
 from models.dataset import Examples, split
@@ -23,13 +24,13 @@ def made_up(n: int, seed: int) -> Examples:
     labels = np.arange(n) % 2 == 0
     y, x = np.mgrid[-31:32, -31:32]
     blob = np.exp(-(x**2 + y**2) / (2 * 1.2**2))
-    triplets = rng.normal(0, 0.02, (n, 63, 63, 3)).astype(np.float32)
-    triplets[labels, :, :, 2] += 0.5 * blob.astype(np.float32)
-    triplets[~labels, :, :, 2] += 0.3 * (np.roll(blob, 2, 1) - np.roll(blob, -2, 1)).astype(np.float32)
+    triplets = rng.normal(0, 1, (n, 63, 63, 3)).astype(np.float16)
+    triplets[labels, :, :, 2] += (4 * blob).astype(np.float16)
+    triplets[~labels, :, :, 2] += (4 * (np.roll(blob, 2, 1) - np.roll(blob, -2, 1))).astype(np.float16)
     table = rng.normal(0, 1, (n, len(features.FEATURES))).astype(np.float32)
-    table[:, 0] += 3 * labels
+    table[:, 0] += 6 * labels
     table[::7, 5] = np.nan
-    return Examples(table, triplets, labels, np.arange(n, dtype=np.int64) // 2)
+    return Examples(table, triplets, labels, np.arange(n, dtype=np.int64) // 2, np.full(n, 8.0, np.float32))
 
 
 def test_features_are_the_packets_figures_and_missing_ones_are_nan() -> None:
@@ -42,23 +43,39 @@ def test_features_are_the_packets_figures_and_missing_ones_are_nan() -> None:
     named = dict(zip(features.FEATURES, vector, strict=True))
     assert named["magpsf"] == 18.0
     assert named["contrast"] == pytest.approx(-2.0)
-    assert named["snr"] == pytest.approx(10.857)
+    assert named["snr"] == pytest.approx(10.857362)
     assert named["sign"] == 1.0
     assert np.isnan(named["fwhm"])
     far = features.feature_matrix([{**row, "distnr": 5.0}])[0]
     assert np.isnan(far[features.FEATURES.index("contrast")])
 
 
-def test_triplets_are_normalised_padded_and_finite() -> None:
+def test_triplets_are_in_units_of_noise_whatever_the_sky_and_the_gain() -> None:
     rng = np.random.default_rng(1)
-    full, cut, empty = rng.normal(100, 3, (63, 63)), rng.normal(5, 1, (40, 63)), np.zeros((63, 63))
-    full[3, 4] = np.nan
-    out = features.triplet(full, cut, empty)
+    stamps = [rng.normal(0, 1, (63, 63)).astype(np.float32) for _ in range(3)]
+    out = features.triplet(*stamps)
     assert out.shape == (63, 63, 3)
+    for k, stamp in enumerate(stamps):
+        assert np.sinh(out[..., k]).std() == pytest.approx(1.0, abs=0.05)
+        assert np.corrcoef(np.sinh(out[..., k]).ravel(), stamp.ravel())[0, 1] > 0.9999
+    other = features.triplet(*(250.0 + 17.0 * stamp for stamp in stamps))
+    np.testing.assert_allclose(other, out, atol=1e-4)
+
+
+def test_triplets_of_cut_empty_and_hurt_stamps_are_finite() -> None:
+    rng = np.random.default_rng(1)
+    hurt, cut, empty = rng.normal(100, 3, (63, 63)), rng.normal(5, 1, (40, 63)), np.zeros((63, 63))
+    hurt[3, 4], hurt[5, 5] = np.nan, np.inf
+    out = features.triplet(hurt, cut, empty)
     assert np.isfinite(out).all()
-    assert np.linalg.norm(out[..., 0]) == pytest.approx(1.0, rel=1e-5)
-    assert np.linalg.norm(out[..., 1]) == pytest.approx(1.0, rel=1e-5)
+    assert out[3, 4, 0] == 0
+    assert out[5, 5, 0] == 0
+    assert not out[40:, :, 1].any()
+    assert out[:40, :, 1].std() > 0.5
     assert not out[..., 2].any()
+    mostly_filled = np.zeros((63, 63))
+    mostly_filled[30:33, 30:33] = 50.0
+    assert np.isfinite(features.triplet(mostly_filled, np.full((63, 63), np.nan), empty)).all()
 
 
 def test_equal_error_agrees_with_scikit_learn() -> None:
@@ -69,6 +86,31 @@ def test_equal_error_agrees_with_scikit_learn() -> None:
     nearest = int(np.argmin(np.abs(fpr - (1 - tpr))))
     expected = (fpr[nearest] + 1 - tpr[nearest]) / 2
     assert evaluate.equal_error(scores, labels)[1] == pytest.approx(expected, abs=2e-3)
+
+
+def test_rank_figures_agree_with_other_libraries() -> None:
+    rng = np.random.default_rng(4)
+    labels = rng.random(500) < 0.3
+    scores = np.round(0.4 * labels + rng.random(500), 1).astype(np.float32)  # with ties
+    other = (scores + rng.normal(0, 0.2, 500)).astype(np.float32)
+    assert evaluate.area_under_curve(scores, labels) == pytest.approx(roc_auc_score(labels, scores))
+    assert evaluate.rank_correlation(scores, other) == pytest.approx(spearmanr(scores, other).statistic)
+    assert np.isnan(evaluate.area_under_curve(scores, np.ones(500, bool)))
+    assert np.isnan(evaluate.equal_error(scores, np.ones(500, bool))[1])
+    assert np.isnan(evaluate.rank_correlation(np.ones(5, np.float32), other[:5]))
+    found = evaluate.agreement(scores, other)
+    assert found["real_packets_n"] == 500
+
+
+def test_figures_by_signal_to_noise_only_where_both_classes_are() -> None:
+    rng = np.random.default_rng(5)
+    labels = rng.random(2000) < 0.5
+    snr = np.where(np.arange(2000) < 1000, 6.0, 12.0).astype(np.float32)
+    scores = np.where(snr < 7, rng.random(2000), labels).astype(np.float32)
+    found = evaluate.figures(scores, labels, snr, "night_")
+    assert found["night_equal_error_snr_5_7"] == pytest.approx(0.5, abs=0.06)
+    assert found["night_equal_error_snr_10_20"] == 0
+    assert "night_equal_error_snr_7_10" not in found
 
 
 @pytest.mark.parametrize(
@@ -82,7 +124,7 @@ def test_completeness_at_purity(scores: list[float], labels: list[bool], expecte
 def test_one_object_is_never_on_both_sides() -> None:
     examples = made_up(400, 1)
     doubled = Examples(*(np.concatenate([a, a]) for a in (
-        examples.features, examples.triplets, examples.labels, examples.groups)))  # fmt: skip
+        examples.features, examples.triplets, examples.labels, examples.groups, examples.snr)))  # fmt: skip
     parts = split(doubled)
     groups = [set(part.groups.tolist()) for part in parts]
     assert sum(len(part) for part in parts) == len(doubled)
@@ -94,7 +136,7 @@ def test_one_object_is_never_on_both_sides() -> None:
 @pytest.mark.slow
 def test_training_learns_writes_manifests_and_notices_a_changed_file(tmp_path: Path) -> None:
     lines: list[str] = []
-    manifests = train_models(made_up(500, 2), tmp_path, seed=1, epochs=3, report=lines.append)
+    manifests = train_models(made_up(600, 2), tmp_path, seed=1, epochs=5, report=lines.append)
     assert lines
     for manifest in manifests:
         assert read_manifest(manifest.name, tmp_path) == manifest
@@ -109,6 +151,29 @@ def test_training_learns_writes_manifests_and_notices_a_changed_file(tmp_path: P
     (tmp_path / manifests[0].file).write_bytes(b"something else")
     with pytest.raises(UsageError, match="not the file its manifest names"):
         read_manifest(FOREST, tmp_path)
+
+
+def test_the_same_examples_and_seed_give_the_same_network() -> None:
+    examples = made_up(96, 5)
+    held = (examples.triplets[:32], examples.labels[:32])
+    first, second = (network.train_network(examples.triplets, examples.labels, held, 7, 1)[0] for _ in range(2))
+    for one, other in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_turning_keeps_pixels_and_gives_all_eight_ways() -> None:
+    stamp = np.arange(63 * 63 * 3, dtype=np.float32).reshape(63, 63, 3)
+    batch = network.turned(np.stack([stamp] * 200), np.random.default_rng(1))
+    assert len({example.tobytes() for example in batch}) == 8
+    assert (batch[:, 31, 31] == stamp[31, 31]).all()
+    assert (np.sort(batch.reshape(200, -1), axis=1) == np.arange(stamp.size)).all()
+
+
+def test_classes_weigh_alike() -> None:
+    labels = np.array([True] * 3 + [False] * 9)
+    weights = network.class_weights(labels)
+    assert weights[labels].sum() == pytest.approx(weights[~labels].sum())
+    assert weights.mean() == pytest.approx(1.0)
 
 
 def _same_alone(model: object, triplets: NDArray[np.float32], scores: NDArray[np.float32]) -> bool:
