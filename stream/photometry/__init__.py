@@ -2,7 +2,8 @@
 
 The pipeline calls them in this order: ``estimate_background``, ``detect``, ``build_psf``, ``measure_sources``,
 ``with_sky_positions`` (astrometry comes between), ``fit_zeropoint``, ``mark_sources``, ``maglim``,
-``photometric_infobits``. ``forced_fluxes`` measures given places on any image.
+``photometric_infobits``. ``forced_fluxes`` measures given places on any image; ``fit_stars`` and what goes with it
+take saturated stars out of an image that is to be interpolated or subtracted.
 """
 
 from stream.photometry.background import estimate_background
@@ -17,15 +18,28 @@ from stream.photometry.measure import (
 )
 from stream.photometry.psf import build_psf
 from stream.photometry.quality import catalog_maglim, maglim, noise_area, photometric_infobits
+from stream.photometry.saturated import (
+    Star,
+    add_stars,
+    bright_stars,
+    fit_stars,
+    remove_rings,
+    saturated_stars,
+    subtract_stars,
+)
 from stream.photometry.zeropoint import fit_zeropoint, match_calibrators
 
 __all__ = [
     "ApertureCorrections",
+    "Star",
+    "add_stars",
     "aperture_corrections",
+    "bright_stars",
     "build_psf",
     "catalog_maglim",
     "detect",
     "estimate_background",
+    "fit_stars",
     "fit_zeropoint",
     "forced_fluxes",
     "maglim",
@@ -34,5 +48,8 @@ __all__ = [
     "measure_sources",
     "noise_area",
     "photometric_infobits",
+    "remove_rings",
+    "saturated_stars",
+    "subtract_stars",
     "with_sky_positions",
 ]

@@ -1,8 +1,8 @@
 """A reference image from science images of one field, filter and readout channel.
 
-The steps: a common grid; each input without its sky, scaled to the common zero point and interpolated once; outliers
-out and a weighted mean; then what a reference needs to be subtracted with: its own PSF, catalogue and
-saturation limit, measured on the result like on any image.
+The steps: a common grid; each input without its sky, scaled to the common zero point and interpolated once, its
+stars apart from the rest (``layers``); outliers out and a weighted mean; then what a reference needs to be subtracted
+with: its own PSF, catalogue and saturation limit, measured on the result like on any image.
 """
 
 from __future__ import annotations
@@ -17,16 +17,12 @@ from numpy.typing import NDArray
 
 from stream import __version__
 from stream.core.errors import ReferenceBuildError
-from stream.core.flags import Mask
-from stream.core.records import F32, Reference, ScienceImage
-from stream.core.resample import noise_left, pixel_map, resample, resample_nearest
+from stream.core.records import Reference, ScienceImage
 from stream.reference.combine import CombineConfig, Combined, InputNoise, combine, seeing_changes
 from stream.reference.grid import PAD, reference_grid
+from stream.reference.layers import Input, make_layers, stars_of
 from stream.reference.measure import Coadd, measure_reference, quality
 
-# Defects that come and go or carry no flux: left out of the mean. Halos, ghosts, cross-talk and uneven response stand
-# at the same place in every exposure; leaving them out would make holes, and what differs is clipped anyway.
-EXCLUDED_BITS = int(Mask.TRACK | Mask.NOISY | Mask.SPIKE | Mask.DEAD | Mask.NAN | Mask.COSMIC_RAY)
 # Common zero points by filter (ztf-facts §4, unconfirmed as the survey's; any would do, the record says which).
 ZERO_POINTS = {1: 26.325, 2: 26.275, 3: 25.660}
 
@@ -39,21 +35,6 @@ class ReferenceConfig:
     zero_points: dict[int, float] = field(default_factory=lambda: dict(ZERO_POINTS))
     combine: CombineConfig = field(default_factory=CombineConfig)
     software: str = f"ztf-stream {__version__}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Input:
-    """One science image's place in the mean."""
-
-    name: str
-    scale: float  # its DN times this is reference DN
-    sky: float  # DN
-    sigma: float  # DN, noise per pixel
-    gain: float
-    readnoise: float
-    saturate: float
-    fwhm: float
-    jd: float
 
 
 def build_reference(images: Sequence[ScienceImage], config: ReferenceConfig | None = None) -> Reference:
@@ -71,7 +52,7 @@ def build_reference(images: Sequence[ScienceImage], config: ReferenceConfig | No
     -------
     Reference
         On a TAN grid 64 px larger a side than the input, turned like it. ``unc`` is the white-equivalent noise per
-        pixel (see ``combine``). Pixels that any input saturated hold at least ``saturate``.
+        pixel (see ``combine``). Pixels that any input saturated hold ``saturate``.
 
     Raises
     ------
@@ -83,22 +64,21 @@ def build_reference(images: Sequence[ScienceImage], config: ReferenceConfig | No
         raise ReferenceBuildError("a reference needs at least one image")
     first = images[0].quadrant
     zeropoint = config.zero_points.get(first.exposure.fid, 26.0)
-    inputs, wcs_list = _survey(images, first.rfid, zeropoint)
-    order = sorted(range(len(inputs)), key=lambda i: inputs[i].name)
-    inputs = [inputs[i] for i in order]
-    wcs, shape = reference_grid([wcs_list[i] for i in order], images[order[0]].data.shape, config.pad)
-    stack, saturated, left = _resample_all(images, order, inputs, wcs, shape)
+    surveyed = _survey(images, first.rfid, zeropoint)
+    order = sorted(range(len(surveyed)), key=lambda i: surveyed[i].name)
+    inputs = [surveyed[i] for i in order]
+    wcs, shape = reference_grid([one.wcs for one in inputs], inputs[0].psf.shape, config.pad)
+    layers = make_layers(images, order, inputs, wcs, shape)
     noise = InputNoise(
         sky=np.array([one.scale * one.sigma for one in inputs]),
         photon=np.array([one.scale / one.gain for one in inputs]),
-        seeing=seeing_changes([images[i].psf for i in order]),
+        seeing=seeing_changes([one.psf for one in inputs]),
     )
-    mean = combine(stack, noise, config.combine)
+    mean = combine(layers.rest, noise, config.combine, layers.stars)
     if not (mean.coverage > 0).any():
         raise ReferenceBuildError("no pixel of the inputs lies on the reference's grid", n_inputs=len(inputs))
-    coadd = _coadd(mean, saturated, inputs, (noise, left), wcs)
-    psfs = [images[i].psf for i in order]
-    measured = measure_reference(coadd, psfs)
+    coadd = _coadd(mean, layers.saturated, inputs, (noise, layers.left), wcs)
+    measured = measure_reference(coadd, [one.psf for one in inputs])
     unc = mean.unc
     qa = quality(coadd, measured, unc, mean.coverage, [one.fwhm for one in inputs])
     qa |= {"rejected": mean.rejected, "software": config.software}
@@ -124,9 +104,9 @@ def build_reference(images: Sequence[ScienceImage], config: ReferenceConfig | No
     )
 
 
-def _survey(images: Sequence[ScienceImage], rfid: int, zeropoint: float) -> tuple[list[_Input], list[WCS]]:
-    """Scalars of every input, checked."""
-    inputs, wcs_list = [], []
+def _survey(images: Sequence[ScienceImage], rfid: int, zeropoint: float) -> list[Input]:
+    """What is known of every input before its pixels are interpolated, checked."""
+    inputs = []
     for image in images:
         quadrant = image.quadrant
         if quadrant.rfid != rfid:
@@ -140,7 +120,7 @@ def _survey(images: Sequence[ScienceImage], rfid: int, zeropoint: float) -> tupl
         if not image.background.sigma > 0:
             raise ReferenceBuildError(f"{quadrant.name} has no noise figure", rfid=rfid)
         inputs.append(
-            _Input(
+            Input(
                 quadrant.name,
                 float(10 ** (0.4 * (zeropoint - image.zeropoint.magzp))),
                 image.background.median,
@@ -150,42 +130,18 @@ def _survey(images: Sequence[ScienceImage], rfid: int, zeropoint: float) -> tupl
                 image.saturate,
                 image.psf.fwhm,
                 quadrant.exposure.jd,
+                image.psf,
+                image.astrometry.wcs,
+                stars_of(image),
             )
         )
-        wcs_list.append(image.astrometry.wcs)
-    return inputs, wcs_list
-
-
-def _resample_all(
-    images: Sequence[ScienceImage], order: list[int], inputs: list[_Input], wcs: WCS, shape: tuple[int, int]
-) -> tuple[F32, NDArray[np.bool_], NDArray[np.float64]]:
-    """The inputs on the reference's grid in reference DN, (n, ny, nx); where any was saturated; noise left of each."""
-    stack = np.empty((len(order), *shape), np.float32)
-    saturated = np.zeros(shape, bool)
-    left = np.ones(len(order))
-    for k, i in enumerate(order):
-        image = images[i]
-        map_y, map_x = pixel_map(wcs, shape, image.astrometry.wcs)
-        left[k] = noise_left(map_y, map_x)
-        excluded = (image.mask & np.uint16(EXCLUDED_BITS)) != 0
-        stack[k] = resample(image.data - image.background.level, map_y, map_x, invalid=excluded)
-        stack[k] *= np.float32(inputs[k].scale)
-        full = (image.mask & np.uint16(Mask.SATURATED)) != 0
-        if full.any():
-            # One pixel wider: an interpolated pixel beside a saturated one has taken from it.
-            wide = full.copy()
-            wide[1:] |= full[:-1]
-            wide[:-1] |= full[1:]
-            wide[:, 1:] |= full[:, :-1]
-            wide[:, :-1] |= full[:, 1:]
-            saturated |= np.asarray(resample_nearest(wide, map_y, map_x, 0), bool)
-    return stack, saturated, left
+    return inputs
 
 
 def _coadd(
     mean: Combined,
     saturated: NDArray[np.bool_],
-    inputs: list[_Input],
+    inputs: list[Input],
     noises: tuple[InputNoise, NDArray[np.float64]],
     wcs: WCS,
 ) -> Coadd:
@@ -202,7 +158,7 @@ def _coadd(
     if np.isfinite(saturate):
         full = saturated & np.isfinite(data)
         data = data.copy()
-        data[full] = np.maximum(data[full], np.float32(saturate))
+        data[full] = np.float32(saturate)
     return Coadd(
         data=data,
         saturated=saturated,

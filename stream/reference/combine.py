@@ -93,7 +93,9 @@ def seeing_changes(psfs: Sequence[PsfModel]) -> NDArray[np.float64]:
     return np.asarray(_SEEING_MARGIN * changes.max(axis=(1, 2, 3)), np.float64)
 
 
-def combine(stack: NDArray[np.float32], noise: InputNoise, config: CombineConfig | None = None) -> Combined:
+def combine(
+    stack: NDArray[np.float32], noise: InputNoise, config: CombineConfig | None = None, light: F32 | None = None
+) -> Combined:
     """Robust weighted mean of images on one grid.
 
     Parameters
@@ -102,6 +104,9 @@ def combine(stack: NDArray[np.float32], noise: InputNoise, config: CombineConfig
         Sky-subtracted, on one flux scale; NaN where an input has nothing to say.
     noise : InputNoise
     config : CombineConfig, optional
+    light : ndarray, (ny, nx), float32, optional
+        Light of stars that has been taken out of all of the stack: it is in the result again, and its photons and
+        errors of its models count as noise.
 
     Returns
     -------
@@ -120,24 +125,27 @@ def combine(stack: NDArray[np.float32], noise: InputNoise, config: CombineConfig
     for start in range(0, ny, config.rows):
         low, high = max(start - halo, 0), min(start + config.rows + halo, ny)
         block = stack[:, low:high]
-        keep = _keep(block, noise, config)
+        shine = np.zeros(block.shape[1:], np.float32) if light is None else light[low:high]
+        keep = _keep(block, shine, noise, config)
         inner = np.s_[start - low : min(start + config.rows, ny) - low]
         rows = np.s_[start : min(start + config.rows, ny)]
         valid = np.isfinite(block[:, inner])
         n_valid += int(valid.sum())
         n_rejected += int(valid.sum() - keep[:, inner].sum())
-        data[rows], unc[rows], coverage[rows] = _weighted_mean(block[:, inner], keep[:, inner], noise)
+        data[rows], unc[rows], coverage[rows] = _weighted_mean(block[:, inner], keep[:, inner], shine[inner], noise)
+    if light is not None:
+        data += light
     return Combined(data, unc, coverage, n_rejected / max(n_valid, 1))
 
 
-def _keep(block: F32, noise: InputNoise, config: CombineConfig) -> NDArray[np.bool_]:
+def _keep(block: F32, light: F32, noise: InputNoise, config: CombineConfig) -> NDArray[np.bool_]:
     """Which values of a block (n, rows, nx) are not outliers."""
     valid = np.isfinite(block)
     if len(block) == 1:
         return valid
     centre = _median(block, valid.sum(axis=0))
     # The brightest neighbour counts: on a star's steep flank a change of seeing moves a pixel by its neighbour's light.
-    signal = ndimage.maximum_filter(np.abs(centre), 3)
+    signal = ndimage.maximum_filter(np.abs(centre + light), 3)
     ringing = np.float32(_RINGING) * ndimage.maximum_filter(signal, _RINGING_REACH)
     shares = np.full(len(block), config.signal)
     if noise.seeing is not None:
@@ -172,7 +180,9 @@ def _median(block: F32, count: NDArray[np.intp]) -> F32:
     return centre
 
 
-def _weighted_mean(block: F32, keep: NDArray[np.bool_], noise: InputNoise) -> tuple[F32, F32, NDArray[np.int16]]:
+def _weighted_mean(
+    block: F32, keep: NDArray[np.bool_], light: F32, noise: InputNoise
+) -> tuple[F32, F32, NDArray[np.int16]]:
     weights = noise.weights.astype(np.float32)
     total = np.zeros(block.shape[1:], np.float32)
     weight = np.zeros(block.shape[1:], np.float32)
@@ -184,6 +194,6 @@ def _weighted_mean(block: F32, keep: NDArray[np.bool_], noise: InputNoise) -> tu
         photon += w * w * np.float32(noise.photon[i])
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(weight > 0, total / weight, np.float32(np.nan))
-        variance = 1 / weight + np.maximum(mean, 0) * photon / (weight * weight)
+        variance = 1 / weight + np.maximum(mean + light, 0) * photon / (weight * weight)
         unc = np.where(weight > 0, np.sqrt(variance), np.float32(np.nan))
     return mean.astype(np.float32), unc.astype(np.float32), keep.sum(axis=0).astype(np.int16)

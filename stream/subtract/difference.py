@@ -2,11 +2,11 @@
 
 1. Where does each science pixel lie in the reference (``pixel_map``); what do the common stars say about
    throughput, residual offset and registration error (``match``).
-2. The reference onto the science grid, once; the science image is never interpolated.
-3. Defects of both into one mask; the difference's slow background out.
-4. Proper subtraction in overlapping tiles, each with the PSFs of its own place (``zogy``), joined over 16 px wide
+2. The reference onto the science grid, once; the science image is never interpolated. Saturated stars out of both;
+   defects of both into one mask; the difference's slow background out (``prepare``).
+3. Proper subtraction in overlapping tiles, each with the PSFs of its own place (``zogy``), joined over 16 px wide
    seams so that nothing steps at a border.
-5. What cannot be trusted is NaN again, two pixels wider than it was (particle hits and hot pixels one); where
+4. What cannot be trusted is NaN again, two pixels wider than it was (particle hits and hot pixels one); where
    residuals of bright sources exceed the propagated noise, scores and errors are scaled to what is there (``floor``).
 """
 
@@ -19,19 +19,15 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from stream.core.errors import SubtractionError
-from stream.core.flags import BAD_BITS, SOURCE_BITS, UNUSABLE_BITS, Mask
 from stream.core.psf import polynomial_terms
-from stream.core.records import F32, U16, Difference, Reference, ScienceImage
-from stream.core.resample import noise_left, noise_transfer, pixel_map, resample, resample_nearest
-from stream.subtract.background import grow, mesh_level
+from stream.core.records import F32, Difference, Reference, ScienceImage
+from stream.core.resample import noise_left, noise_transfer, pixel_map
+from stream.subtract.background import grow
 from stream.subtract.floor import apply_floor, excess_noise
 from stream.subtract.kernels import WORK, TilePsf, fwhm_of, resampled_psfs, tile_places
 from stream.subtract.match import Match, MatchConfig, match_sources
+from stream.subtract.prepare import Prepared, prepare
 from stream.subtract.zogy import Plan, TileInput, TileOutput, subtract_tile
-
-# Charge that is no light: cosmic rays, spikes, hot pixels. Calibration knows them by their shape; in S they are the
-# sharpest "transients" of all. They are filled and NaN like pixels without any value.
-HIT_BITS = int(Mask.NOISY | Mask.SPIKE | Mask.COSMIC_RAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +42,6 @@ class SubtractConfig:
     background_cell: int = 256
     min_overlap: float = 0.002  # share of the science image that the reference must cover
     match: MatchConfig = field(default_factory=MatchConfig)
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """Both images ready for the tiles: sky off, science DN, no NaN."""
-
-    new: F32
-    reference: F32
-    new_variance: F32
-    reference_variance: F32
-    unusable: NDArray[np.bool_]
-    hits: NDArray[np.bool_]
 
 
 def subtract(science: ScienceImage, reference: Reference, config: SubtractConfig | None = None) -> Difference:
@@ -88,12 +72,9 @@ def subtract(science: ScienceImage, reference: Reference, config: SubtractConfig
     _require_overlap(reference, map_y, map_x, config)
     match = match_sources(science, reference, map_y, map_x, config.match)
     _shift_map(map_y, map_x, match)
-    template = resample(reference.data, map_y, map_x)
-    template *= np.float32(match.flux_scale)
-    if float(np.isfinite(template).mean()) < config.min_overlap:
+    ready = prepare(science, reference, (map_y, map_x), match.flux_scale, config.background_cell)
+    if float(np.isfinite(ready.template).mean()) < config.min_overlap:
         raise SubtractionError("the reference has no usable pixel on the science image", rfid=reference.rfid)
-    mask = _joint_mask(science, reference, template, match)
-    ready = _prepare(science, reference, template, mask, map_y, map_x, match, config)
     tiles = _Tiles(science.data.shape, config)
     psf = tiles.run(science, reference, ready, map_y, map_x, match)
     data, sigma, score, scorr = tiles.finish(ready.unusable, ready.hits)
@@ -106,8 +87,8 @@ def subtract(science: ScienceImage, reference: Reference, config: SubtractConfig
         sigma=sigma,
         psf=psf,
         fwhm=fwhm_of(centre),
-        reference=template,
-        mask=mask,
+        reference=ready.template,
+        mask=ready.mask,
         flux_scale=match.flux_scale,
         registration_rms=match.rms,
         diffmaglim=_limiting_magnitude(sigma, centre, science.zeropoint.magzp),
@@ -137,66 +118,6 @@ def _shift_map(map_y: F32, map_x: F32, match: Match) -> None:
         target += (along_y - coefficients[0]).astype(np.float32)[:, None]
 
 
-def _joint_mask(science: ScienceImage, reference: Reference, template: F32, match: Match) -> U16:
-    """The science mask with the reference's defects added."""
-    mask = science.mask.copy()
-    missing = ~np.isfinite(template)
-    mask[missing | ~np.isfinite(science.data)] |= np.uint16(Mask.NAN)
-    if np.isfinite(reference.saturate):
-        # Two per cent below: the interpolation lowers a plateau's rim, and its ringing is not flux.
-        limit = np.float32(0.98 * reference.saturate * match.flux_scale)
-        with np.errstate(invalid="ignore"):
-            mask[template >= limit] |= np.uint16(Mask.SATURATED)
-    return mask
-
-
-def _prepare(
-    science: ScienceImage,
-    reference: Reference,
-    template: F32,
-    mask: U16,
-    map_y: F32,
-    map_x: F32,
-    match: Match,
-    config: SubtractConfig,
-) -> _Prepared:
-    """Sky off, background matched, variances made, unusable pixels filled from the other image."""
-    shape = science.data.shape
-    new, variance, filled = (np.empty(shape, np.float32) for _ in range(3))
-    ignore, bad, hits = (np.empty(shape, bool) for _ in range(3))
-    rms = science.background.rms
-    for rows in _row_blocks(shape[0]):
-        np.subtract(science.data[rows], science.background.level[rows], out=new[rows])
-        bad[rows] = (mask[rows] & np.uint16(UNUSABLE_BITS)) != 0
-        hits[rows] = (mask[rows] & np.uint16(HIT_BITS)) != 0
-        ignore[rows] = (mask[rows] & np.uint16(BAD_BITS | SOURCE_BITS)) != 0
-        ignore[rows] |= new[rows] > 5 * rms[rows]
-        np.subtract(new[rows], template[rows], out=filled[rows])
-    level = mesh_level(filled, ignore, config.background_cell)
-    reference_variance = np.asarray(resample_nearest(reference.unc, map_y, map_x, np.nan), np.float32)
-    known = reference_variance[::8, ::8][np.isfinite(reference_variance[::8, ::8])]
-    typical = np.float32(np.median(known) if known.size else 0)
-    for rows in _row_blocks(shape[0]):
-        n, t, v, r = new[rows], template[rows], variance[rows], reference_variance[rows]
-        n -= level[rows]
-        np.square(rms[rows], out=v)
-        # Photons of sources; pixels below 2 sigma are sky, whose noise the r.m.s. has already.
-        v += np.where(n > 2 * rms[rows], n, np.float32(0)) * np.float32(1.0 / science.gain)
-        np.copyto(v, np.float32(science.background.sigma**2), where=~np.isfinite(v))
-        np.copyto(r, typical, where=~np.isfinite(r))
-        r *= np.float32(match.flux_scale)
-        np.square(r, out=r)
-        # Where either image is unusable both get the same value: nothing to subtract, nothing to ring.
-        filled[rows] = np.where(np.isfinite(t), t, np.where(np.isfinite(n), n, np.float32(0)))
-        np.copyto(n, filled[rows], where=bad[rows] | hits[rows])
-    return _Prepared(new, filled, variance, reference_variance, bad, hits)
-
-
-def _row_blocks(n: int, rows: int = 64) -> list[slice]:
-    """Slices of rows small enough that what is made of them on the way stays in the processor's cache."""
-    return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
-
-
 class _Tiles:
     """Cuts the images into tiles, runs them, joins the results."""
 
@@ -213,7 +134,7 @@ class _Tiles:
         self.data, self.variance, self.score, self.score_variance = (np.zeros(shape, np.float32) for _ in range(4))
 
     def run(
-        self, science: ScienceImage, reference: Reference, ready: _Prepared, map_y: F32, map_x: F32, match: Match
+        self, science: ScienceImage, reference: Reference, ready: Prepared, map_y: F32, map_x: F32, match: Match
     ) -> TilePsf:
         """All tiles, row by row; the difference's PSFs."""
         ny, nx = self.shape

@@ -304,3 +304,40 @@ def test_the_sharpest_input_is_not_clipped_in_bright_stars(sky: tuple) -> None: 
         if fi > 5000 and np.sort(np.hypot(x - xi, y - yi))[1] > 15:
             ratios[bool(fi > 30_000)].append(table["flux"][k] / fi)
     assert np.median(ratios[True]) == pytest.approx(np.median(ratios[False]), abs=0.006)
+
+
+def test_a_bad_column_through_a_star_leaves_no_mark(sky: tuple) -> None:  # type: ignore[type-arg]
+    ra, dec, flux = sky
+    x0, y0 = sky_wcs(SHAPE).all_world2pix(ra, dec, 0)
+    inside = (np.minimum(x0, y0) > 60) & (np.maximum(x0, y0) < N - 60)
+    star = int(np.argmax(np.where(inside, flux, 0)))
+    images = []
+    for k, fwhm in enumerate((2.6, 1.8, 2.1, 2.3)):
+        wcs = sky_wcs(SHAPE, dx=1.0 * k)
+        image = science_of(SHAPE, ra, dec, flux, wcs, varying_psf(fwhm, SHAPE), magzp=ZP, jd=JD + k, seed=400 + k)
+        if k < 2:
+            column = round(float(world_to_pixel(wcs, ra[star], dec[star])[0][0])) - 1 + k
+            image.data[:, column] += 5000
+            image.mask[:, column] |= int(Mask.NOISY)
+            # Photometry flags what it has near a defect; here it does not list such stars at all.
+            near = np.abs(image.sources["x"] - column) < 3
+            images.append(dataclasses.replace(image, sources=image.sources[~near]))
+        else:
+            images.append(image)
+    reference = build_reference(images)
+    x, y = (float(v[0]) for v in world_to_pixel(reference.wcs, ra[star], dec[star]))
+    k = int(np.argmin(np.hypot(reference.sources["x"] - x, reference.sources["y"] - y)))
+    assert reference.coverage[round(y), round(x) - 4 : round(x) + 5].min() < 4
+    assert reference.sources["flux"][k] == pytest.approx(flux[star], rel=0.01)
+
+
+def test_an_asteroid_that_photometry_took_for_a_star_goes(sky: tuple) -> None:  # type: ignore[type-arg]
+    images = exposures(sky, 5)
+    row = images[1].sources[:1].copy()
+    row["x"], row["y"], row["flux"], row["flags"] = *ASTEROID, 30_000.0, 0
+    images[1] = dataclasses.replace(images[1], sources=np.concatenate([images[1].sources, row]))
+    reference = build_reference(images)
+    x, y = (round(float(v)) for v in reference.wcs.all_world2pix(
+        *images[1].astrometry.wcs.all_pix2world(*ASTEROID, 0), 0))  # fmt: skip
+    left = (reference.data - truth_of(reference, sky))[y - 3 : y + 4, x - 3 : x + 4]
+    assert abs(np.nanmean(left)) < 0.8 * np.nanmedian(reference.unc)

@@ -15,6 +15,7 @@ from synthetic import star_field
 
 from stream.core.errors import SubtractionError
 from stream.core.flags import Mask
+from stream.core.psf import PsfModel
 from stream.core.records import Difference, Reference, ScienceImage
 from stream.subtract import SubtractConfig, TilePsf, subtract
 from stream.subtract.background import grow, mesh_level
@@ -262,6 +263,47 @@ def test_hot_pixels_and_particle_hits_are_no_transients() -> None:
         # What lies around is as it would be without the hit.
         assert np.nanmax(np.abs(d.scorr[around] - made.difference.scorr[around])) < 1.5
     assert np.isfinite(d.scorr).sum() >= np.isfinite(made.difference.scorr).sum() - 27
+
+
+def moffat_psf(fwhm: float, shape: tuple[int, int]) -> PsfModel:
+    """A PSF with wings, as the atmosphere makes them: a saturated Gaussian has no flanks to speak of."""
+    r = np.hypot(*np.mgrid[-28:29, -28:29]) / 2
+    core = fwhm / (2 * np.sqrt(2 ** (1 / 3) - 1))
+    return PsfModel(((1 + (r / core) ** 2) ** -3)[None].astype(np.float32), 2, 0, shape, fwhm)
+
+
+@pytest.mark.parametrize("fwhms", [(1.9, 2.6), (2.6, 1.9)])
+def test_saturated_stars_leave_nothing_around_their_cores(fwhms: tuple[float, float]) -> None:
+    wcs = sky_wcs(SHAPE)
+    x, y, flux = star_field(SHAPE, 120, 5, (500, 100_000), edge=20)
+    sx, sy = (v.ravel().astype(float) + 0.3 for v in np.mgrid[100:N:150, 100:N:150])
+    giants = np.geomspace(5e5, 8e6, sx.size)
+    clear = np.hypot(x[:, None] - sx, y[:, None] - sy).min(axis=1) > 40
+    x, y, flux = x[clear], y[clear], flux[clear]
+    # Beside each giant a transient.
+    tx, ty = sx + 17.0, sy - 3.0
+    at = wcs.all_pix2world(np.concatenate([x, sx, tx]), np.concatenate([y, sy, ty]), 0)
+    still = x.size + sx.size
+    fluxes = np.concatenate([flux, giants, np.full(tx.size, 3000.0)])
+    science = science_of(SHAPE, *at, fluxes, wcs, moffat_psf(fwhms[0], SHAPE), seed=91)
+    rows = np.zeros(sx.size, science.sources.dtype)  # saturated stars are in the list, their PSF fluxes are not
+    rows["x"], rows["y"], rows["flux"], rows["ap_flux"] = sx, sy, np.nan, giants[:, None]
+    rows["flags"] = int(Mask.SATURATED)
+    science = dataclasses.replace(science, sources=np.concatenate([science.sources, rows]))
+    reference = reference_of(
+        RSHAPE, at[0][:still], at[1][:still], fluxes[:still], sky_wcs(RSHAPE, 0.37, -0.61, 0.05),
+        moffat_psf(fwhms[1], RSHAPE), seed=92,
+    )  # fmt: skip
+    d = subtract(science, reference)
+    yy, xx = np.indices(SHAPE)
+    around = (np.hypot(xx[..., None] - sx, yy[..., None] - sy) < 30).any(axis=-1)
+    new = (np.hypot(xx[..., None] - tx, yy[..., None] - ty) < 9).any(axis=-1)
+    values = d.scorr[around & ~new & np.isfinite(d.scorr)]
+    assert np.percentile(np.abs(values), 99) < 4
+    assert (np.abs(values) > 5).mean() < 2e-3
+    assert np.isnan(d.scorr[around]).mean() < 0.2
+    seen = d.scorr[np.rint(ty).astype(int), np.rint(tx).astype(int)]
+    assert (seen > 10).all()
 
 
 def test_growing_is_a_square_dilation() -> None:

@@ -1,0 +1,182 @@
+"""The inputs of a reference on its grid, their stars apart from everything else.
+
+Interpolating a star is what goes wrong first: a kernel rings about the cliffs of saturated stars by thousands of
+DN, about sharp bright ones by some per cent of their peaks, and widens all of them in good seeing. And where one input
+has a defect, the mean of the others has another PSF, so that a bad column dithered through a star leaves its mark.
+Therefore every input's stars, as its own photometry and PSF have them, are subtracted, only the rest is interpolated
+and clipped, and the stars' models are averaged on the new grid over all inputs that saw their place. The rest keeps
+what the models get wrong. All inputs have the same list of stars: what half of them measured; who lacks one takes it
+from the others. So an asteroid, a "star" of one input, stays in that input's rest and is clipped there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from astropy.wcs import WCS
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from stream.core.flags import Mask
+from stream.core.psf import PsfModel
+from stream.core.records import F32, ScienceImage
+from stream.core.resample import noise_left, pixel_map, resample, resample_nearest, world_to_pixel
+from stream.photometry import Star, add_stars, bright_stars, fit_stars, saturated_stars, subtract_stars
+
+F64 = NDArray[np.float64]
+B1 = NDArray[np.bool_]
+
+# Defects that come and go or carry no flux: left out of the mean. Halos, ghosts, cross-talk and uneven response stand
+# at the same place in every exposure; leaving them out would make holes, and what differs is clipped anyway.
+EXCLUDED_BITS = int(Mask.TRACK | Mask.NOISY | Mask.SPIKE | Mask.DEAD | Mask.NAN | Mask.COSMIC_RAY)
+# Stars whose peak exceeds the noise of the sky by this factor are interpolated as models: with fainter ones, what the
+# kernel does to their shape is far below the noise. Were only the brightest spared it, the PSF would depend on flux.
+MODELLED_PEAK = 5.0
+SAME_STAR = 1.5  # px, on the reference's grid
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One science image's place in the mean; ``stars`` in its own px and DN, which ``scale`` makes reference DN."""
+
+    name: str
+    scale: float
+    sky: float  # DN
+    sigma: float  # DN, noise per pixel
+    gain: float
+    readnoise: float
+    saturate: float
+    fwhm: float
+    jd: float
+    psf: PsfModel
+    wcs: WCS
+    stars: tuple[Star, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """The inputs on the reference's grid, in reference DN.
+
+    ``rest`` (n, ny, nx): without stars, NaN where an input has nothing to say; ``stars`` (ny, nx): the weighted mean
+    of the stars' models; ``saturated``: any input was; ``left`` (n,): share of the noise's variance that the
+    interpolation left.
+    """
+
+    rest: F32
+    stars: F32
+    saturated: B1
+    left: F64
+
+
+def stars_of(image: ScienceImage) -> tuple[Star, ...]:
+    """Saturated stars, fitted to their flanks, and all that photometry has above ``MODELLED_PEAK``."""
+    pixels = image.data - image.background.level
+    saturated = (image.mask & np.uint16(Mask.SATURATED)) != 0
+    bad = saturated | ((image.mask & np.uint16(EXCLUDED_BITS)) != 0) | ~np.isfinite(pixels)
+    places = saturated_stars(image.sources, saturated)
+    fitted = fit_stars(pixels, bad, image.psf, places, (image.background.sigma**2, image.gain))
+    stars = [star for star in fitted if star is not None]
+    return (*stars, *bright_stars(image.sources, image.psf, MODELLED_PEAK * image.background.sigma))
+
+
+def make_layers(
+    images: Sequence[ScienceImage], order: Sequence[int], inputs: Sequence[Input], wcs: WCS, shape: tuple[int, int]
+) -> Layers:
+    """Subtract, interpolate and average (see the module's docstring); each image is asked for once.
+
+    Parameters
+    ----------
+    images : sequence of ScienceImage
+    order : sequence of int
+        Which image belongs to each of ``inputs``.
+    inputs : sequence of Input
+    wcs, shape
+        Of the reference.
+    """
+    lists = common_stars(inputs, wcs)
+    rest = np.empty((len(order), *shape), np.float32)
+    stars, weights = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    saturated, left = np.zeros(shape, bool), np.ones(len(order))
+    for k, i in enumerate(order):
+        image, one, (own, here) = images[i], inputs[k], lists[k]
+        map_y, map_x = pixel_map(wcs, shape, one.wcs)
+        left[k] = noise_left(map_y, map_x)
+        full = (image.mask & np.uint16(Mask.SATURATED)) != 0
+        pixels = image.data - image.background.level
+        subtract_stars(pixels, image.psf, own)
+        pixels[full] = 0
+        rest[k] = resample(pixels, map_y, map_x, invalid=(image.mask & np.uint16(EXCLUDED_BITS)) != 0)
+        rest[k] *= np.float32(one.scale)
+        ny, nx = image.data.shape
+        seen = ((map_y >= 0) & (map_y <= ny - 1) & (map_x >= 0) & (map_x <= nx - 1)).astype(np.float32)
+        seen *= np.float32(1.0 / (one.scale * one.sigma) ** 2)
+        model = np.zeros(shape, np.float32)
+        add_stars(model, image.psf, [(star.x, star.y) for star in own], here)
+        model *= seen
+        stars += model
+        weights += seen
+        if full.any():
+            saturated |= np.asarray(resample_nearest(_wider(full), map_y, map_x, 0), bool)
+    stars /= np.maximum(weights, np.float32(1e-30))
+    return Layers(rest, stars, saturated, left)
+
+
+def common_stars(inputs: Sequence[Input], wcs: WCS) -> list[tuple[list[Star], list[Star]]]:
+    """For every input the same stars, twice: in its own px and DN, and in the reference's.
+
+    Stars are what half of the inputs have, and two at least. Each input's own measurement where it has one; else the place and
+    flux that the first other input has.
+    """
+    own = [_carried(one.stars, one.wcs, wcs, one.scale) for one in inputs]
+    everything = np.zeros((0, 3))
+    for mine in own:
+        everything = np.concatenate([everything, mine[_missing(mine, everything)]])
+    count = np.sum([~_missing(everything, mine) for mine in own], axis=0)
+    everything = everything[count >= max(len(inputs) / 2, min(2, len(inputs)))]
+    lists = []
+    for one, mine in zip(inputs, own, strict=True):
+        kept = ~_missing(mine, everything)
+        lent = everything[_missing(everything, mine)]
+        x, y = _places(lent, wcs, one.wcs)
+        reached = np.isfinite(x) & np.isfinite(y)
+        borrowed = np.column_stack([x, y, lent[:, 2] / one.scale])[reached]
+        there = [star for star, common in zip(one.stars, kept.tolist(), strict=True) if common]
+        there += [Star(*row) for row in borrowed.tolist()]
+        here = [Star(*row) for row in (*mine[kept].tolist(), *lent[reached].tolist())]
+        lists.append((there, here))
+    return lists
+
+
+def _places(stars: F64, source: WCS, target: WCS) -> tuple[F64, F64]:
+    """Where stars of one image (rows of x, y, ...) lie in another."""
+    if len(stars) == 0:
+        return np.zeros(0), np.zeros(0)
+    return world_to_pixel(target, *source.all_pix2world(stars[:, 0], stars[:, 1], 0))
+
+
+def _missing(stars: F64, others: F64) -> B1:
+    """Which of the stars (rows of x, y, flux) have none of the others within ``SAME_STAR``."""
+    if len(stars) == 0 or len(others) == 0:
+        return np.ones(len(stars), bool)
+    return np.asarray(cKDTree(others[:, :2]).query(stars[:, :2])[0] > SAME_STAR)
+
+
+def _carried(stars: Sequence[Star], source: WCS, target: WCS, scale: float) -> F64:
+    """Stars of one image where another one has them: rows of x, y (px) and flux (times ``scale``)."""
+    if not stars:
+        return np.zeros((0, 3))
+    rows = np.array([(star.x, star.y, star.flux * scale) for star in stars])
+    rows[:, 0], rows[:, 1] = _places(rows, source, target)
+    return rows
+
+
+def _wider(full: B1) -> B1:
+    """One pixel wider to each of the four sides: an interpolated pixel beside a saturated one has taken from it."""
+    wide = full.copy()
+    wide[1:] |= full[:-1]
+    wide[:-1] |= full[1:]
+    wide[:, 1:] |= full[:, :-1]
+    wide[:, :-1] |= full[:, 1:]
+    return wide

@@ -1,0 +1,96 @@
+"""Saturated stars, painted with known flux and clipped: what the flanks tell, and what is left without them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from synthetic import add_noise, paint
+
+from stream.core.flags import Mask
+from stream.core.psf import PsfModel, gaussian_psf
+from stream.core.records import SOURCE_DTYPE
+from stream.photometry import Star, add_stars, bright_stars, fit_stars, remove_rings, saturated_stars, subtract_stars
+
+SHAPE = (200, 240)
+FULL = 40_000.0
+X, Y, FLUX = np.array([60.3, 150.7, 225.2]), np.array([100.4, 60.1, 190.8]), np.array([2e6, 6e5, 1e6])
+
+
+@pytest.fixture(scope="module")
+def psf() -> PsfModel:
+    return gaussian_psf(2.4, SHAPE)
+
+
+@pytest.fixture(scope="module")
+def clipped(psf: PsfModel) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Image without sky, and its saturated pixels: a bled column among them."""
+    image = add_noise(paint(SHAPE, X, Y, FLUX, psf), 300.0, 6.2, 10.0, 5) - np.float32(300)
+    image[85:120, 60] = FULL
+    bad = image >= FULL
+    return np.minimum(image, np.float32(FULL)), bad
+
+
+def test_flux_and_place_come_from_the_flanks(clipped, psf: PsfModel) -> None:  # type: ignore[no-untyped-def]
+    image, bad = clipped
+    stars = fit_stars(image, bad, psf, (np.rint(X), np.rint(Y) + 1), (50.0, 6.2))
+    for star, x, y, flux in zip(stars, X, Y, FLUX, strict=True):
+        assert star is not None
+        assert star.flux == pytest.approx(flux, rel=0.02)
+        assert np.hypot(star.x - x, star.y - y) < 0.05
+
+
+def test_nothing_is_left_beside_the_core_and_adding_undoes_subtracting(clipped, psf: PsfModel) -> None:  # type: ignore[no-untyped-def]
+    image, bad = clipped
+    stars = [s for s in fit_stars(image, bad, psf, (X, Y), (50.0, 6.2)) if s is not None]
+    left = image.copy()
+    subtract_stars(left, psf, stars)
+    truth = paint(SHAPE, X, Y, FLUX, psf)
+    bright = ~bad & (truth > 500)
+    assert np.median(np.abs(left[bright]) / np.sqrt(50 + truth[bright] / 6.2)) < 1.5
+    add_stars(left, psf, [(s.x, s.y) for s in stars], stars)
+    assert np.allclose(left, image, atol=1e-3 * FULL / 100)
+
+
+def test_no_star_where_there_is_none(psf: PsfModel) -> None:
+    dark = np.full(SHAPE, -50.0, np.float32)
+    nothing = np.zeros(SHAPE, bool)
+    at = np.array([100.0]), np.array([100.0])
+    assert fit_stars(dark, nothing, psf, at, (50.0, 6.2)) == [None]
+    assert fit_stars(-dark, ~nothing, psf, at, (50.0, 6.2)) == [None]
+    outside = np.array([-300.0]), np.array([100.0])
+    assert fit_stars(dark, nothing, psf, outside, (50.0, 6.2)) == [None]
+
+
+def test_pieces_of_a_star_are_one(clipped) -> None:  # type: ignore[no-untyped-def]
+    _, bad = clipped
+    table = np.zeros(6, SOURCE_DTYPE)
+    table["x"], table["y"] = [60, 60, 150.7, 20, np.nan, 225], [100, 110, 60.1, 20, 5, 191]
+    table["ap_flux"][:, -1] = [9e5, 3e5, 4e5, 5e5, 1, np.nan]
+    x, y = saturated_stars(table, bad)
+    assert sorted(zip(x.tolist(), y.tolist(), strict=True)) == [(60.0, 100.0), (150.7, 60.1), (225.0, 191.0)]
+    none = saturated_stars(table[:0], bad)
+    assert len(none[0]) == len(none[1]) == 0
+
+
+def test_bright_stars_are_clean_and_bright(psf: PsfModel) -> None:
+    table = np.zeros(4, SOURCE_DTYPE)
+    table["x"], table["y"] = [10, 20, 30, np.nan], [10, 20, 30, 40]
+    table["flux"] = [1e4, 1e4, 10, 1e4]
+    table["flags"] = [0, int(Mask.DEAD), 0, 0]
+    assert bright_stars(table, psf, 100.0) == [Star(10.0, 10.0, 1e4)]
+
+
+def test_rings_go_and_a_transient_on_one_stays(psf: PsfModel) -> None:
+    yy, xx = np.indices(SHAPE)
+    rings = (2000.0 / (1 + (np.hypot(xx - 100, yy - 100) / 6) ** 2) ** 1.5).astype(np.float32)
+    source = paint(SHAPE, np.array([118.0]), np.array([104.0]), np.array([3000.0]), psf).astype(np.float32)
+    image, bad = rings + source, np.zeros(SHAPE, bool)
+    bad[95:106, 95:106] = True
+    remove_rings(image, bad, [Star(100.0, 100.0, 1.0)])
+    far = (np.hypot(xx - 100, yy - 100) > 9) & (np.hypot(xx - 100, yy - 100) < 46)
+    # Off the source (whose light is on a small part of its rings) little is left of some hundred DN.
+    off = far & (source < 0.1)
+    assert np.abs(image[off] - np.median(image[off])).max() < 0.1 * rings[off].max()
+    near = np.hypot(xx - 118, yy - 104) < 4
+    assert image[near].sum() == pytest.approx(3000, rel=0.1)
