@@ -145,7 +145,6 @@ class System:
     process: subprocess.Popen[bytes]
     log: Path
     reader: NightReader
-    marks: dict[str, Any] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:

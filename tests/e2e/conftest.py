@@ -83,7 +83,6 @@ class Faults:
     packets: dict[str, Path]
     said: Said
     again: Said
-    alerts_before: dict[str, int]
 
     def outcome(self, name: str) -> dict[str, Any]:
         """The line that ingest said about a packet."""
@@ -118,7 +117,6 @@ def faults(streamed: Streamed, tmp_path_factory: pytest.TempPathFactory) -> Faul
     """Hurt packets and good ones through the running system, in one go; then one packet a second time."""
     system = streamed.system
     good, folder = system.night.science[1], tmp_path_factory.mktemp("bad")
-    before = {topic: len(found) for topic, found in system.gathered.alerts.items()}
     truncated = bad.later(good, folder, 660)
     packets = {
         "cut": bad.cut(bad.later(good, folder, 600), 3000),
@@ -141,7 +139,7 @@ def faults(streamed: Streamed, tmp_path_factory: pytest.TempPathFactory) -> Faul
     system.until("the second time", lambda g: counted(system, "ztf.enriched", pids) == 8)
     system.until("the emitter", lambda g: group_lag(system.settings, "ztf-emit", "ztf.enriched") == 0)
     system.settled()
-    return Faults(system, packets, said, again, before)
+    return Faults(system, packets, said, again)
 
 
 def counted(system: System, topic: str, pids: set[int]) -> int:
