@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from stream.core.flags import BAD_BITS
 from stream.core.psf import PsfModel, read_gradients, read_grids
 from stream.core.records import F32, Table
-from stream.photometry.stamps import add_stamps, nearest_pixels
+from stream.photometry.stamps import add_stamps, nearest_pixels, window_index
 
 F64 = NDArray[np.float64]
 B1 = NDArray[np.bool_]
 
 FIT_SIZE = 29  # px, side of the window that is fitted: the PSF models end 14 px from their centre
 REACH = 48  # px; the wings of a star of magnitude 8 are at 1 DN a pixel here, further out the background sees them
+# Rings reach this many times the fourth root of the flux (wings fall as r^-4), and 24 px at least.
+WINGS, LEAST_REACH = 1.1, 24
 # Share of the model's light by which any PSF model is wrong somewhere.
 MODEL_ERROR = 0.02
 PIECES = 12.0  # px; detections nearer than this to a brighter saturated star are pieces of it
@@ -31,7 +33,7 @@ MIN_PIXELS = 60  # usable ones in the window; fewer carry no fit of three unknow
 MAX_STARS = 500  # a field of the galactic centre must not cost seconds
 MAX_SHIFT = 3.0  # px from the detection: a bled column pulls centroids along it
 _STEPS = 6
-_BLOCK = 256  # stars whose PSF grids stay in the processor's cache
+_BLOCK = 64  # stars whose PSF grids stay in the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,11 @@ def fit_stars(
     list of Star or None
         None for what could not be fitted.
     """
-    return [_fit(image, bad, psf, place, noise) for place in zip(*(v.tolist() for v in places), strict=True)]
+    stars: list[Star | None] = []
+    for start in range(0, len(places[0]), _BLOCK):
+        x, y = (np.asarray(v[start : start + _BLOCK], float) for v in places)
+        stars += _fit(image, bad, psf, (x, y), noise)
+    return stars
 
 
 def subtract_stars(image: F32, psf: PsfModel, stars: Sequence[Star]) -> None:
@@ -127,65 +133,63 @@ def _add(image: F32, psf: PsfModel, places: Sequence[tuple[float, float]], stars
         add_stamps(image, ix, iy, stamps * (sign * flux).astype(np.float32)[:, None, None])
 
 
-def _window(shape: tuple[int, int], x: float, y: float) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The fitted window's part of the image, and the same part of the window."""
-    (ny, nx), (cx, cy), half = shape, (round(x), round(y)), FIT_SIZE // 2
-    y0, y1 = max(cy - half, 0), max(min(cy + half + 1, ny), 0)
-    x0, x1 = max(cx - half, 0), max(min(cx + half + 1, nx), 0)
-    top, left = half - cy, half - cx
-    return (slice(y0, y1), slice(x0, x1)), (slice(y0 + top, y1 + top), slice(x0 + left, x1 + left))
-
-
 def _grids(psf: PsfModel, places: Sequence[tuple[float, float]]) -> F32:
     ny, nx = psf.shape
     x, y = np.array(places, float).T
     return psf.grids(np.clip(x, 0, nx - 1), np.clip(y, 0, ny - 1), FIT_SIZE)
 
 
-def _fit(image: F32, bad: B1, psf: PsfModel, start: tuple[float, float], noise: tuple[float, float]) -> Star | None:
-    """Gauss-Newton in flux and place; None where too little is usable or nothing positive is there."""
-    outer, inner = _window((image.shape[0], image.shape[1]), *start)
-    values, usable = np.zeros((FIT_SIZE, FIT_SIZE)), np.zeros((FIT_SIZE, FIT_SIZE), bool)
-    values[inner], usable[inner] = image[outer], ~_with_rim(bad, outer)
-    if int(usable.sum()) < MIN_PIXELS:
-        return None
-    values[~usable] = 0.0
-    grids = _grids(psf, [start])
-    cx, cy = round(start[0]), round(start[1])
-    dx, dy, flux = start[0] - cx, start[1] - cy, 0.0
+def _fit(image: F32, bad: B1, psf: PsfModel, start: tuple[F64, F64], noise: tuple[float, float]) -> list[Star | None]:
+    """Gauss-Newton in flux and place of some stars at once; None where too little is usable or nothing positive."""
+    (x0, y0), n = start, len(start[0])
+    ix, iy = nearest_pixels(x0, y0)
+    values, usable = _flanks(image, bad, ix, iy)
+    good = usable.sum(axis=(1, 2)) >= MIN_PIXELS
+    grids = _grids(psf, list(zip(x0.tolist(), y0.tolist(), strict=True)))
+    x, y, flux = x0.copy(), y0.copy(), np.zeros(n)
     for turn in range(_STEPS):
-        shifts = np.array([dx]), np.array([dy])
-        p, px, py = (a[0].astype(float) for a in read_gradients(grids, *shifts, FIT_SIZE, psf.oversample))
-        light = max(flux, 0.0) * np.maximum(p, 0.0)
-        weight = usable / (noise[0] + light / noise[1] + (MODEL_ERROR * light) ** 2)
+        p, px, py = read_gradients(grids, x - ix, y - iy, FIT_SIZE, psf.oversample)
+        scale = flux.astype(np.float32)[:, None, None]
+        light = scale * np.maximum(p, 0)
+        weight = usable / (noise[0] + light / np.float32(noise[1]) + (np.float32(MODEL_ERROR) * light) ** 2)
         if turn == 0:
-            flux = float((weight * p * values).sum() / max(float((weight * p * p).sum()), 1e-30))
+            flux = _dot(weight, p, values) / np.maximum(_dot(weight, p, p), 1e-30)
+            good &= flux > 0
+            flux[~good] = 0
             continue
-        design = np.stack([p, flux * px, flux * py]).reshape(3, -1)
-        weighted = design * weight.ravel()
-        normal = weighted @ design.T + np.diag([1e-30, 1.0, 1.0])  # a prior of one px
-        step = np.linalg.solve(normal, weighted @ (values - flux * p).ravel())
-        flux += float(step[0])
-        if not flux > 0:
-            return None
-        dx, dy = (float(d + np.clip(s, -0.5, 0.5)) for d, s in ((dx, step[1]), (dy, step[2])))
-        if max(abs(cx + dx - start[0]), abs(cy + dy - start[1])) > MAX_SHIFT:
-            return None
-    return Star(cx + dx, cy + dy, flux)
+        design = np.stack([p, scale * px, scale * py], axis=1).reshape(n, 3, -1)
+        weighted = (design * weight.reshape(n, 1, -1)).astype(np.float64)
+        normal = weighted @ design.transpose(0, 2, 1).astype(np.float64)
+        normal += np.diag([1e-30, 1.0, 1.0])  # a prior of one px
+        normal[~good] = np.eye(3)
+        right = (weighted @ (values - scale * p).reshape(n, -1, 1).astype(np.float64))[..., 0]
+        step = np.linalg.solve(normal, right[..., None])[..., 0] * good[:, None]
+        flux = flux + step[:, 0]
+        x, y = (v + np.clip(d, -0.5, 0.5) for v, d in ((x, step[:, 1]), (y, step[:, 2])))
+        good &= (flux > 0) & (np.maximum(np.abs(x - x0), np.abs(y - y0)) <= MAX_SHIFT)
+        x, y, flux = np.where(good, x, x0), np.where(good, y, y0), np.where(good, flux, 0.0)
+    return [
+        Star(*row) if ok else None
+        for ok, *row in zip(good.tolist(), x.tolist(), y.tolist(), flux.tolist(), strict=True)
+    ]
 
 
-def _with_rim(bad: B1, window: tuple[slice, slice]) -> B1:
-    """Bad pixels of a window and their neighbours."""
-    rows, columns = window
-    y0, x0 = max(rows.start - 1, 0), max(columns.start - 1, 0)
-    wide = bad[y0 : rows.stop + 1, x0 : columns.stop + 1]
-    tall = wide.copy()
-    tall[1:] |= wide[:-1]
-    tall[:-1] |= wide[1:]
-    out = tall.copy()
-    out[:, 1:] |= tall[:, :-1]
-    out[:, :-1] |= tall[:, 1:]
-    return out[rows.start - y0 : rows.stop - y0, columns.start - x0 : columns.stop - x0]
+def _dot(weight: NDArray[np.floating], a: F32, b: F32) -> F64:
+    return np.asarray(np.einsum("ijk,ijk,ijk->i", weight, a, b, dtype=np.float64))
+
+
+def _flanks(image: F32, bad: B1, ix: NDArray[np.intp], iy: NDArray[np.intp]) -> tuple[F32, B1]:
+    """Windows around pixels, and which of their values are neither bad, nor beside a bad one, nor outside."""
+    shape = image.shape[0], image.shape[1]
+    index, inside = window_index(ix, iy, FIT_SIZE, shape)
+    usable = inside & ~bad.reshape(-1)[index]
+    wide = window_index(ix, iy, FIT_SIZE + 2, shape)[0]
+    near = bad.reshape(-1)[wide]
+    for dy in range(3):
+        for dx in range(3):
+            usable &= ~near[:, dy : dy + FIT_SIZE, dx : dx + FIT_SIZE]
+    values = np.where(usable, image.reshape(-1)[index], np.float32(0))
+    return values, usable
 
 
 def remove_rings(image: F32, bad: B1, stars: Sequence[Star]) -> None:
@@ -195,17 +199,18 @@ def remove_rings(image: F32, bad: B1, stars: Sequence[Star]) -> None:
     """
     ny, nx = image.shape
     for star in stars:
-        y0, y1 = max(int(star.y) - REACH, 0), min(int(star.y) + REACH + 1, ny)
-        x0, x1 = max(int(star.x) - REACH, 0), min(int(star.x) + REACH + 1, nx)
+        reach = int(np.clip(WINGS * max(star.flux, 0.0) ** 0.25, LEAST_REACH, REACH))
+        y0, y1 = max(int(star.y) - reach, 0), min(int(star.y) + reach + 1, ny)
+        x0, x1 = max(int(star.x) - reach, 0), min(int(star.x) + reach + 1, nx)
         if y0 >= y1 or x0 >= x1:
             continue
         r = np.hypot(np.arange(x0, x1) - star.x, (np.arange(y0, y1) - star.y)[:, None])
         box = image[y0:y1, x0:x1]
-        good = ~bad[y0:y1, x0:x1] & (r < REACH)
+        good = ~bad[y0:y1, x0:x1] & (r < reach)
         ring, values = r[good].astype(np.intp), box[good]
         order = np.lexsort((values, ring))
         values, ring = values[order], ring[order]
-        first = np.searchsorted(ring, np.arange(REACH))
+        first = np.searchsorted(ring, np.arange(reach))
         count = np.diff(np.append(first, len(ring)))
         known = count >= 6
         if known.sum() < 8:

@@ -126,8 +126,8 @@ def make_layers(
 def common_stars(inputs: Sequence[Input], wcs: WCS) -> list[tuple[list[Star], list[Star]]]:
     """For every input the same stars, twice: in its own px and DN, and in the reference's.
 
-    Stars are what half of the inputs have, and two at least. Each input's own measurement where it has one; else the place and
-    flux that the first other input has.
+    Stars are what half of the inputs have, and two at least. Each input's own measurement where it has one; else the
+    place and flux that the first other input has.
     """
     own = [_carried(one.stars, one.wcs, wcs, one.scale) for one in inputs]
     everything = np.zeros((0, 3))
