@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.artefacts import make_artefacts
 from models.features import STAMP_SIDE
 
 # Inference runs in batches padded to a multiple of this, so that few shapes are traced.
@@ -30,10 +31,11 @@ SETTINGS: dict[str, Any] = {
     "learning_rate": 1.5e-3,  # falls as a cosine to nothing over the epochs
     "weight_decay": 1e-4,
     "batch_size": 64,
+    "artefacts": 8,  # made for each batch, beside it
     "filters": [16, 32],
     "dense": 64,
     "dropout": 0.3,
-    "epochs": 24,
+    "epochs": 10,
 }
 
 
@@ -99,7 +101,7 @@ def train_network(
     epochs: int = int(SETTINGS["epochs"]),
     report: Callable[[str], None] = lambda _: None,
 ) -> tuple[Any, int]:
-    """Fit a network, mirroring and turning stamps at random; classes weigh alike.
+    """Fit a network, mirroring and turning stamps at random, with made-up artefacts; classes weigh alike.
 
     Returns
     -------
@@ -125,9 +127,7 @@ def train_network(
         losses = []
         for k in range(steps):
             chosen = order[k * batch : (k + 1) * batch]
-            target = labels[chosen].astype(np.float32)[:, None]
-            losses.append(network.train_on_batch(turned(triplets[chosen], rng), target, weights[chosen]))
-            network.reset_metrics()
+            losses.append(_step(network, triplets[chosen], labels[chosen], weights[chosen], rng))
         loss = cross_entropy(network_scores(network, validation[0]), validation[1])
         report(f"epoch {epoch} of {epochs}: loss {np.mean(losses):.4f}, of the validation {loss:.4f}")
         if loss < best[0]:
@@ -135,6 +135,23 @@ def train_network(
     trained = build_network()  # without the optimiser, whose state would treble the file
     trained.set_weights(best[2])
     return trained, best[1]
+
+
+def _step(
+    network: Any,
+    triplets: NDArray[np.floating[Any]],
+    labels: NDArray[np.bool_],
+    weights: NDArray[np.float32],
+    rng: np.random.Generator,
+) -> float:
+    """One step on a batch and some artefacts made of it; the loss."""
+    n = min(int(SETTINGS["artefacts"]), len(triplets))
+    made = make_artefacts(triplets[:n], rng) if n else triplets[:0]
+    batch = turned(np.concatenate([triplets.astype(np.float32), made]), rng)
+    target = np.concatenate([labels, np.zeros(n, bool)]).astype(np.float32)[:, None]
+    loss = float(network.train_on_batch(batch, target, np.concatenate([weights, np.ones(n, np.float32)])))
+    network.reset_metrics()
+    return loss
 
 
 def class_weights(labels: NDArray[np.bool_]) -> NDArray[np.float32]:

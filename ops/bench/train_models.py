@@ -45,10 +45,6 @@ TRAINING = {
     "r-poor": replace(
         HALF_NIGHT, seed=105, ccds=(9,), field=500, fid=2, night="20220215", seeing=(2.4, 4.2), cloud=1.0
     ),
-    "g-sparse": replace(
-        HALF_NIGHT, seed=106, ccds=(1,), field=763, fid=1, night="20200320", n_reference=8, seeing=(1.7, 3.2),
-        star_density=0.5, bright_stars=1,
-    ),
     "small-r": replace(SMALL_NIGHT, seed=107, ccds=(1, 8), field=448, fid=2),
     "small-g": replace(SMALL_NIGHT, seed=108, ccds=(5, 12), field=600, fid=1, night="20190101"),
 }  # fmt: skip
