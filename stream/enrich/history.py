@@ -189,7 +189,9 @@ def cells_in_band(band: int, size: float) -> int:
 def cells_around(ra: float, dec: float, size: float) -> list[tuple[int, int]]:
     """Cells that may hold anything within ``size`` deg of a place: its own and its neighbours, sorted."""
     found: set[tuple[int, int]] = set()
-    for band in {math.floor((min(90.0, max(-90.0, dec + d)) + 90.0) / size) for d in (-size, 0.0, size)}:
+    own, _ = cell_of(ra, dec, size)
+    # Neighbours are counted from the place's own band: a declination on a border must not round past the next one.
+    for band in range(max(own - 1, 0), own + 2):
         n = cells_in_band(band, size)
         middle = math.floor((ra % 360.0) / 360.0 * n)
         found.update((band, (middle + step) % n) for step in (-1, 0, 1))

@@ -10,7 +10,7 @@ import pytest
 import redis
 from astropy import units as u
 from astropy.coordinates import SkyCoord
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stream.core.records import BatchItem, CandidateBatch, QuadrantReport
@@ -75,6 +75,7 @@ def test_separation_agrees_with_astropy(ra: float, dec: float, dra: float, ddec:
     assert h.separation(ra, dec, *other) == pytest.approx(expected, abs=1e-5)
 
 
+@example(ra=0.0, dec=1.1, angle=0.0, distance=1.0)  # on a border between bands
 @given(ra=RA, dec=DEC, angle=st.floats(0, 6.3), distance=st.floats(0, 1.49))
 def test_whatever_lies_within_the_match_radius_is_found_in_the_cells_around(
     ra: float, dec: float, angle: float, distance: float
