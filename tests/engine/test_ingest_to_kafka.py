@@ -157,7 +157,7 @@ def test_ingest_waits_for_workers_that_are_far_behind(service, settings, prefix,
     apply_topics(make_admin(settings), load_topics(), "laptop")
 
     def finished() -> None:
-        places = [TopicPartition("ztf.raw", p) for p in (8, 9, 10, 11)]
+        places = [TopicPartition("ztf.raw", p) for p in [partition_of(rcid, 64) for rcid in (8, 9, 10, 11)]]
         ends = [workers.get_watermark_offsets(place)[1] for place in places]
         done = [TopicPartition("ztf.raw", p.partition, end) for p, end in zip(places, ends, strict=True)]
         workers.commit(offsets=done, asynchronous=False)
