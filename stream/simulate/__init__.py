@@ -3,12 +3,15 @@
 ``simulate_night(out, NightPlan(...))`` writes packets, the catalogues that go with them and truth tables.
 """
 
-from stream.simulate.night import NightSummary, epoch_positions, paint_quadrant, simulate_night, simulate_packet
+from stream.simulate.effects import Effects
+from stream.simulate.expose import epoch_positions, paint_quadrant, simulate_packet
+from stream.simulate.night import NightSummary, simulate_night
 from stream.simulate.optics import PsfField, Wcs, psf_field, true_wcs, wcs_of
 from stream.simulate.plan import NightPlan, SimExposure, schedule, zeropoint
 from stream.simulate.truth import read_truth
 
 __all__ = [
+    "Effects",
     "NightPlan",
     "NightSummary",
     "PsfField",

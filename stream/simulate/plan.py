@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from stream.core import identity
 from stream.core.camera import FULL, Camera, deproject, quadrant_layout
 from stream.core.errors import UsageError
+from stream.simulate.effects import Effects
 
 # Zero point (30 s, airmass 1) and colour coefficient per filter: the median real headers (g 26.4, r 26.2, i 25.6).
 BASE_ZEROPOINT = {1: 26.30, 2: 26.20, 3: 25.60}
@@ -24,6 +25,7 @@ COLOUR_TERM = {1: -0.06, 2: 0.10, 3: 0.19}
 EXTINCTION = {1: 0.20, 2: 0.15, 3: 0.07}  # mag per airmass, as in the survey's cloud rule
 DARK_SKY = {1: 170.0, 2: 290.0, 3: 380.0}  # DN per pixel in 30 s: with 2.3 px seeing 5 sigma at about 20.6
 NIGHT_ZERO = dt.date(2017, 1, 1)
+ALL_EFFECTS = Effects()
 NAME_TICKS = 1_000_000  # the packet's name carries six digits of the day
 
 
@@ -78,6 +80,8 @@ class NightPlan:
     source_list : Path or None
         A reference PSF catalogue of the survey: its sources replace the generated stars, on its own field, CCD
         and quadrant, which then must be those of the plan.
+    effects : Effects
+        Which effects of air, optics, detector and electronics there are.
     """
 
     seed: int = 1
@@ -109,6 +113,7 @@ class NightPlan:
     bright_stars: int = 0
     compress: bool = True
     source_list: Path | None = None
+    effects: Effects = ALL_EFFECTS
 
     def __post_init__(self) -> None:
         if not self.ccds or any(not 1 <= ccd <= 16 for ccd in self.ccds) or len(set(self.ccds)) != len(self.ccds):
