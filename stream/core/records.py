@@ -12,13 +12,20 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from stream.core import identity
+from stream.core.instrument import Aggressor as Aggressor
+from stream.core.instrument import CalibrationFrame as CalibrationFrame
+from stream.core.instrument import CalibrationSet as CalibrationSet
+from stream.core.instrument import ChannelFacts as ChannelFacts
+from stream.core.instrument import InstrumentModel as InstrumentModel
+from stream.core.instrument import PixelMask as PixelMask
+from stream.core.instrument import Row as Row
 from stream.core.psf import PsfModel
 from stream.core.report import QuadrantReport as QuadrantReport
 from stream.core.report import Status as Status
@@ -32,7 +39,6 @@ from stream.core.tables import Table as Table
 
 F32 = NDArray[np.float32]
 U16 = NDArray[np.uint16]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +124,8 @@ class Quadrant:
 class RawQuadrant:
     """Pixels as they came: ``image`` (ny, nx) and ``overscan`` (ny, n_overscan), uint16 raw DN.
 
-    Row i of the overscan was read right after row i of the image; its column 0 first.
+    Row i of the overscan was read right after row i of the image; its column 0 first. ``aggressors`` are the other
+    quadrants of the CCD as far as they are known, three at most; empty: nobody looked.
     """
 
     quadrant: Quadrant
@@ -127,39 +134,16 @@ class RawQuadrant:
     gain: float  # e-/DN
     readnoise: float  # e-
     saturate: float  # raw DN, bias in
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationFrame:
-    """A bias (DN) or flat (median 1) of one readout channel, with its uncertainty and where it came from."""
-
-    kind: str  # bias, hifreqflat
-    rcid: int
-    fid: int  # 0 for a bias
-    nid: int
-    night: str
-    data: F32
-    unc: F32
-    badpix: U16  # mask bits found while building it
-    n_frames: int
-    calid: str  # the survey's calibration identifier, ztf-facts §2.1
-    qa: Row = dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationSet:
-    """What a quadrant is calibrated with; ``None`` where nothing valid exists (the quality record says so)."""
-
-    bias: CalibrationFrame | None = None
-    flat: CalibrationFrame | None = None
+    aggressors: tuple[Aggressor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class CalibratedImage:
-    """A quadrant after overscan, linearity, bias and flat; sky still in.
+    """A quadrant after overscan, linearity, cross-talk, bias and flats; sky still in.
 
     ``saturate`` is in this image's own DN, sky in. Variance in DN^2 is ``data / gain + (readnoise / gain)^2``,
-    derived, never stored. ``notes`` names what was missing (``no_bias``, ``no_flat``).
+    derived, never stored. ``notes`` names what was missing (``no_bias``, ``no_flat``, ...). ``age`` is that of the
+    oldest nightly frame used (bias, flat) in days; NaN where there was none.
     """
 
     quadrant: Quadrant
@@ -171,6 +155,7 @@ class CalibratedImage:
     overscan_level: float = float("nan")
     calids: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    age: float = float("nan")
 
 
 @dataclass(frozen=True, slots=True)

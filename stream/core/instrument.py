@@ -1,0 +1,116 @@
+"""What is known about the instrument: calibration frames, pixel masks, amplifiers, cross-talk.
+
+``core.records`` gives these records on; conventions as there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
+U16 = NDArray[np.uint16]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Aggressor:
+    """The bright pixels of another quadrant of the same CCD, which cross-talk left in this one.
+
+    ``index`` (n,) int32, ascending: flat index in *read* order (``core.camera.read_order``: first pixel read at
+    [0, 0]), so that the same number is the same moment in all four quadrants. ``value`` (n,) uint16 raw DN,
+    saturated and bled pixels as they are. ``level`` is that quadrant's raw level without stars (DN, bias and sky in).
+    All pixels of more than ``threshold`` DN above ``level`` are here.
+    """
+
+    qid: int
+    index: I32
+    value: U16
+    level: float
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationFrame:
+    """A bias or fringe frame (DN) or flat (median 1) of one readout channel, its uncertainty and where it came from."""
+
+    kind: str  # bias, hifreqflat, loflat, fringe
+    rcid: int
+    fid: int  # 0 for a bias
+    nid: int
+    night: str
+    data: F32
+    unc: F32
+    badpix: U16  # mask bits found while building it
+    n_frames: int
+    calid: str  # the survey's calibration identifier, ztf-facts §2.1
+    qa: Row = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PixelMask:
+    """The bad pixels of one readout channel for good (bits of ``Mask``), from a night's biases, darks and flats."""
+
+    rcid: int
+    fid: int
+    nid: int
+    night: str
+    mask: U16
+    n_frames: int
+    calid: str  # type 1 of ztf-facts §2.1
+    qa: Row = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelFacts:
+    """What frames say about one amplifier; NaN where it was not measured. ``..._unc`` are 1 sigma."""
+
+    gain: float = float("nan")  # e-/DN
+    gain_unc: float = float("nan")
+    readnoise: float = float("nan")  # e-
+    readnoise_unc: float = float("nan")
+    saturate: float = float("nan")  # raw DN, bias in: where pixels pile up, or the lowest value that is not linear
+    saturate_unc: float = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class InstrumentModel:
+    """What an observatory does not hand over about one CCD, measured from its frames.
+
+    ``channels`` by qid - 1. ``crosstalk`` (4, 4) float64 [to, from] by qid - 1: share of the aggressor's measured DN
+    (over bias and sky) that appears in the victim at the same read position; NaN where not measured, zero on the
+    diagonal. ``crosstalk_unc`` its 1-sigma uncertainty.
+    """
+
+    ccdid: int
+    nid: int
+    night: str
+    channels: tuple[ChannelFacts, ChannelFacts, ChannelFacts, ChannelFacts]
+    crosstalk: F64
+    crosstalk_unc: F64
+    n_frames: int
+    qa: Row = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSet:
+    """What a quadrant is calibrated with; ``None`` where nothing valid exists (the quality record says so).
+
+    ``flat`` is the night's high-frequency flat, ``loflat`` multiplies it (dome lamp to sky). ``persistent`` (ny, nx)
+    has ``Mask.PERSISTENT`` where artefacts return night after night.
+    """
+
+    bias: CalibrationFrame | None = None
+    flat: CalibrationFrame | None = None
+    loflat: CalibrationFrame | None = None
+    fringe: CalibrationFrame | None = None
+    pixelmask: PixelMask | None = None
+    instrument: InstrumentModel | None = None
+    persistent: U16 | None = None
+    shutter: F32 | None = None  # (ny, nx) seconds that a pixel sees beyond EXPTIME (negative: fewer)
