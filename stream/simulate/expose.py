@@ -5,7 +5,6 @@ Everything here is a function of the plan, the exposure and the quadrant or CCD 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 from stream.core import identity
 from stream.simulate import detector, painter
 from stream.simulate.files import packet_path, primary_header, write_packet
-from stream.simulate.movers import earth_barycentric, movers
+from stream.simulate.movers import earth_barycentric
+from stream.simulate.moving import paint_crossings, paint_movers, who
 from stream.simulate.optics import PsfField, Wcs, psf_field, true_wcs
 from stream.simulate.plan import NightPlan, SimExposure, seeded, zeropoint
 from stream.simulate.sky import GALAXY, KINDS, REF_EPOCH, bright_stars, magnitudes_at, sky_of
@@ -24,8 +24,6 @@ from stream.simulate.truth import Columns
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Table = NDArray[np.void]
-
-SATELLITE_LIGHT = 250.0  # DN per px of length: a peak some ten times the noise of dark sky
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +54,9 @@ def paint_quadrant(plan: NightPlan, exposure: SimExposure, rcid: int) -> tuple[F
     painter.paint_sky(image, exposure.sky, exposure.gradient)
     sources = [
         _paint_fixed(plan, exposure, rcid, image, wcs, psf),
-        _paint_movers(plan, exposure, rcid, image, wcs, psf),
+        paint_movers(plan, exposure, rcid, image, wcs, psf),
     ]
-    return image, sources, _paint_satellite(plan, exposure, rcid, image)
+    return image, sources, paint_crossings(plan, exposure, rcid, image)
 
 
 def _paint_fixed(plan: NightPlan, exposure: SimExposure, rcid: int, image: F32, wcs: Wcs, psf: PsfField) -> Columns:
@@ -90,62 +88,10 @@ def _paint_fixed(plan: NightPlan, exposure: SimExposure, rcid: int, image: F32, 
         "truth_id": table["truth_id"][shown],
         "kind": [KINDS[k] for k in table["kind"][shown]],
         "host_id": [None if host < 0 else host for host in table["host_id"][shown].tolist()],
-        **_who(exposure, rcid),
+        **who(exposure, rcid),
         "x": x[shown], "y": y[shown], "ra": ra[shown], "dec": dec[shown],
         "mag": mag[shown], "colour": colour[shown], "flux": flux[shown], "in_quadrant": on_chip[shown],
     }  # fmt: skip
-
-
-def _who(exposure: SimExposure, rcid: int) -> Columns:
-    name = exposure.name(identity.ccd_qid_of(rcid)[0])
-    return {"role": exposure.role, "exposure": name, "rcid": rcid, "jd_mid": exposure.jd_mid}
-
-
-def _paint_movers(plan: NightPlan, exposure: SimExposure, rcid: int, image: F32, wcs: Wcs, psf: PsfField) -> Columns:
-    """Asteroids and near-Earth objects of any quadrant that are here now, trailed as far as they move."""
-    rows: list[Columns] = []
-    if exposure.role == "sci":
-        magzp, clrcoeff = zeropoint(plan, exposure, rcid)
-        half = 0.5 * exposure.exptime / 86_400.0
-        ny, nx = image.shape
-        for mover in movers(plan):
-            ra, dec, mags = mover.at(exposure.jd_mid)
-            if not wcs.is_near(ra, dec):
-                continue
-            ends = [mover.at(exposure.jd_mid + side * half)[:2] for side in (-1, 0, 1)]
-            xs, ys = wcs.to_pixel([end[0] for end in ends], [end[1] for end in ends])
-            if not (-200 < xs[1] < nx + 200 and -200 < ys[1] < ny + 200):
-                continue
-            mag = float(mags[exposure.fid - 1])
-            colour = float(mags[0] - mags[1] if exposure.fid in (1, 2) else mags[1] - mags[2])
-            flux = 10 ** (0.4 * (magzp + clrcoeff * colour - mag))
-            painter.paint_trail(image, (xs[0], ys[0], xs[2], ys[2]), flux, psf)
-            streak = mover.orbit is None
-            rows.append({
-                "truth_id": mover.truth_id, "kind": "streak" if streak else "asteroid",
-                "designation": mover.designation, "x": float(xs[1]), "y": float(ys[1]), "ra": ra, "dec": dec,
-                "mag": mag, "colour": colour, "flux": flux,
-                "in_quadrant": bool(-0.5 < xs[1] < nx - 0.5 and -0.5 < ys[1] < ny - 0.5),
-                "x1": float(xs[0]) if streak else None, "y1": float(ys[0]) if streak else None,
-                "x2": float(xs[2]) if streak else None, "y2": float(ys[2]) if streak else None,
-            })  # fmt: skip
-    columns: Columns = {key: [row[key] for row in rows] for key in (rows[0] if rows else {"truth_id": 0})}
-    return {**columns, **_who(exposure, rcid)}
-
-
-def _paint_satellite(plan: NightPlan, exposure: SimExposure, rcid: int, image: F32) -> list[Columns]:
-    """One trail across the first quadrant of the middle science exposure."""
-    middle = exposure.role == "sci" and exposure.index == plan.n_science // 2
-    if not (plan.satellite and middle and rcid == plan.rcids[0]):
-        return []
-    rng = seeded(plan.seed, "satellite", exposure.expid)
-    ny, nx = image.shape
-    x, y, angle = rng.uniform(0.3, 0.7) * nx, rng.uniform(0.3, 0.7) * ny, rng.uniform(0.1, 1.4)
-    npix = painter.paint_line(image, (x, y), angle, SATELLITE_LIGHT, exposure.seeing)
-    return [{
-        "kind": "satellite", "rcid": rcid, "exposure": _who(exposure, rcid)["exposure"], "x": x, "y": y, "npix": npix,
-        "angle": math.degrees(angle), "strength": SATELLITE_LIGHT,
-    }]  # fmt: skip
 
 
 def expose_quadrant(plan: NightPlan, exposure: SimExposure, rcid: int) -> tuple[F32, dict[str, list[Columns]]]:
@@ -154,7 +100,7 @@ def expose_quadrant(plan: NightPlan, exposure: SimExposure, rcid: int) -> tuple[
     bad = detector.defects(plan.seed, plan.camera, rcid)
     rng = seeded(plan.noise_seed, "photons", exposure.expid, rcid)
     tables: dict[str, list[Columns]] = {"sources": [], "quadrants": [], "artefacts": []}
-    name = _who(exposure, rcid)["exposure"]
+    name = who(exposure, rcid)["exposure"]
     if exposure.imgtype == "object" and rcid in plan.rcids:
         electrons, tables["sources"], tables["artefacts"] = paint_quadrant(plan, exposure, rcid)
     else:
@@ -182,7 +128,7 @@ def _conditions(
     plan: NightPlan, exposure: SimExposure, rcid: int, amp: detector.Amplifier, n_saturated: int
 ) -> Columns:
     row: Columns = {
-        **_who(exposure, rcid), "fid": exposure.fid, "jd": exposure.jd, "gain": amp.gain, "readnoise": amp.readnoise,
+        **who(exposure, rcid), "fid": exposure.fid, "jd": exposure.jd, "gain": amp.gain, "readnoise": amp.readnoise,
         "bias": amp.bias, "saturate": amp.saturate, "linearity_a": amp.a, "linearity_b": amp.b,
         "n_saturated": n_saturated,
     }  # fmt: skip
