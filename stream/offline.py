@@ -130,7 +130,7 @@ def packet_heads(paths: Iterable[Path], camera: Camera) -> tuple[list[PacketHead
     heads, errors = [], []
     for path in paths:
         try:
-            packet = read_packet(path, camera)
+            packet = read_packet(path, camera, aggressors=False)
         except PacketError as error:
             errors.append(error)
             continue

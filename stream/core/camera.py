@@ -63,6 +63,14 @@ def read_order(qid: int) -> tuple[bool, bool]:
     return qid in (2, 3), qid in (3, 4)
 
 
+def read_position(index: NDArray[np.integer], qid: int, shape: tuple[int, int]) -> NDArray[np.int64]:
+    """Flat index in read order of a flat index in stored order, and the other way round (it is its own inverse)."""
+    ny, nx = shape
+    flip_x, flip_y = read_order(qid)
+    y, x = np.divmod(np.asarray(index, np.int64), nx)
+    return np.asarray((ny - 1 - y if flip_y else y) * nx + (nx - 1 - x if flip_x else x), np.int64)
+
+
 @lru_cache(maxsize=1)
 def quadrant_layout() -> NDArray[np.float64]:
     """Tangent-plane offsets (xi east, eta north; degrees) of the 64 quadrant centres, indexed by rcid."""

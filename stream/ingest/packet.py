@@ -1,24 +1,30 @@
 """CCD packets to quadrant messages, and quadrant messages to pixels.
 
-A packet (``interfaces.md`` §1) is checked on its headers, sizes and checksums and split by copying bytes; nothing
-is decompressed before the worker that owns the quadrant does it. A quadrant payload is a FITS file of its own::
+A packet (``interfaces.md`` §1) is checked on its headers, sizes and checksums and split by copying bytes: the pixels
+that the worker gets are the camera's own bytes. A quadrant payload is a FITS file of its own::
 
     0  primary HDU       as it came
     1  image HDU         as it came
     2  overscan HDU      as it came
     3  provenance        no data; FILENAME, QID, SHA256 of the three above
+    4  aggressors        bright pixels of the CCD's other quadrants (on-sky exposures; ``ingest.aggressors``)
+
+The last is the only thing for which ingest looks at pixels. Payloads of three or four HDUs, as they were written
+before, are read too.
 """
 
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stream.core.camera import Camera
 from stream.core.errors import PacketError
-from stream.core.records import Exposure, Quadrant, RawQuadrant
+from stream.core.records import Aggressor, Exposure, Quadrant, RawQuadrant
+from stream.ingest.aggressors import EXTNAME, aggressors_hdu, find_aggressor, read_aggressors
 from stream.ingest.fitsblocks import (
     BLOCK,
     CARD,
@@ -56,7 +62,7 @@ class Packet:
     failures: tuple[PacketError, ...]
 
 
-def read_packet(path: Path, camera: Camera) -> Packet:
+def read_packet(path: Path, camera: Camera, *, aggressors: bool = True) -> Packet:
     """``parse_packet`` of a file; ``PacketError`` also where it cannot be read or is absurdly large."""
     try:
         size = path.stat().st_size
@@ -65,10 +71,10 @@ def read_packet(path: Path, camera: Camera) -> Packet:
         data = path.read_bytes()
     except OSError as error:
         raise PacketError(f"{path.name}: cannot be read ({error.strerror}): check the file", file=path.name) from error
-    return parse_packet(data, path.name, camera)
+    return parse_packet(data, path.name, camera, aggressors=aggressors)
 
 
-def parse_packet(data: bytes, name: str, camera: Camera) -> Packet:
+def parse_packet(data: bytes, name: str, camera: Camera, *, aggressors: bool = True) -> Packet:
     """Split a CCD packet into four quadrant payloads, copying HDUs byte for byte.
 
     Parameters
@@ -79,12 +85,16 @@ def parse_packet(data: bytes, name: str, camera: Camera) -> Packet:
         Its file name (folders ignored): identifies field, filter, CCD and image type, never measures.
     camera : Camera
         Expected sizes.
+    aggressors : bool
+        Whether payloads of an on-sky exposure carry the bright pixels of the other quadrants, for which all four are
+        decompressed (0.07 s each). False where nobody will calibrate them.
 
     Returns
     -------
     Packet
         Quadrants in order of ``qid``. One that is hurt (header, size, type, checksum, or its overscan) is in
-        ``failures`` with ``qid``, ``rcid``, ``rid`` in the error's context. Compressed pixels are not looked at.
+        ``failures`` with ``qid``, ``rcid``, ``rid`` in the error's context. One whose compressed pixels are hurt goes
+        on (the worker refuses it) and is only missing among the aggressors of the others.
 
     Raises
     ------
@@ -96,20 +106,29 @@ def parse_packet(data: bytes, name: str, camera: Camera) -> Packet:
     primary = _primary(data, parts)
     exposure = exposure_of(primary.cards or {}, parts)
     extensions = locate_extensions(data, primary.end, 8)
-    quadrants, failures = [], []
+    sound: dict[int, bytes] = {}
+    bright: list[Aggressor] = []
+    failures = []
     for qid in (1, 2, 3, 4):
         quadrant = Quadrant(exposure, qid)
         image, overscan = extensions[qid - 1], extensions[qid + 3]
         try:
-            _checked(data, image, quadrant, f"extension {qid}", camera.shape)
+            layout, keys = _checked(data, image, quadrant, f"extension {qid}", camera.shape)
             _checked(data, overscan, quadrant, f"extension {qid + 4}", (camera.ny, camera.n_overscan))
             _amplifier(image, quadrant)
         except PacketError as error:
             failures.append(error)
             continue
-        source = primary.bytes_of(data) + image.bytes_of(data) + overscan.bytes_of(data)
+        sound[qid] = primary.bytes_of(data) + image.bytes_of(data) + overscan.bytes_of(data)
+        if aggressors and exposure.imgtype == "object":
+            with suppress(PacketError):  # the worker that gets these pixels will say what is wrong with them
+                bright.append(find_aggressor(decode(data, image, layout, keys), qid))
+    quadrants = []
+    for qid, source in sound.items():
         sha256 = hashlib.sha256(source).hexdigest()
-        quadrants.append(QuadrantPayload(quadrant, source + _provenance(parts.name, qid, sha256), sha256))
+        others = [one for one in bright if one.qid != qid]
+        payload = source + _provenance(parts.name, qid, sha256) + (aggressors_hdu(others) if others else b"")
+        quadrants.append(QuadrantPayload(Quadrant(exposure, qid), payload, sha256))
     return Packet(exposure, tuple(quadrants), tuple(failures))
 
 
@@ -152,7 +171,21 @@ def read_quadrant(payload: bytes, camera: Camera) -> RawQuadrant:
     pixels = [
         decode(payload, hdu, layout, keys) for hdu, (layout, keys) in zip((image, overscan), checked, strict=True)
     ]
-    return RawQuadrant(quadrant, pixels[0], pixels[1], gain, readnoise, saturate)
+    others = next((hdu for hdu in extensions[2:] if (hdu.cards or {}).get("EXTNAME") == EXTNAME), None)
+    return RawQuadrant(
+        quadrant, pixels[0], pixels[1], gain, readnoise, saturate, _aggressors(payload, others, quadrant, camera)
+    )
+
+
+def _aggressors(payload: bytes, hdu: Hdu | None, quadrant: Quadrant, camera: Camera) -> tuple[Aggressor, ...]:
+    """What the payload says about the CCD's other quadrants; nothing where it is of an older form."""
+    if hdu is None:
+        return ()
+    keys = _keywords(hdu, quadrant, "aggressors")
+    problem = hdu.problem or checksum_problem(payload, hdu)
+    if problem:
+        raise keys.fail(f"{problem}; ingest the packet again")
+    return tuple(one for one in read_aggressors(payload, hdu, keys, camera.shape) if one.qid != quadrant.qid)
 
 
 def _primary(data: bytes, parts: NameParts) -> Hdu:
