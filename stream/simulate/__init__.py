@@ -8,18 +8,21 @@ from stream.simulate.expose import epoch_positions, paint_quadrant, simulate_pac
 from stream.simulate.night import NightSummary, simulate_night
 from stream.simulate.optics import PsfField, Wcs, psf_field, true_wcs, wcs_of
 from stream.simulate.plan import NightPlan, SimExposure, schedule, zeropoint
-from stream.simulate.truth import read_truth
+from stream.simulate.truth import QuadrantTruth, light_curve, read_quadrant_truth, read_truth
 
 __all__ = [
     "Effects",
     "NightPlan",
     "NightSummary",
     "PsfField",
+    "QuadrantTruth",
     "SimExposure",
     "Wcs",
     "epoch_positions",
+    "light_curve",
     "paint_quadrant",
     "psf_field",
+    "read_quadrant_truth",
     "read_truth",
     "schedule",
     "simulate_night",

@@ -185,6 +185,6 @@ def static_artefacts(plan: NightPlan) -> list[Columns]:
             for x, first, last, kind in bad.columns:
                 parts.append({
                     "kind": f"{kind}_column", "rcid": rcid, "x": float(x), "y": 0.5 * (first + last),
-                    "npix": last - first + 1,
+                    "npix": last - first + 1, "pixels": [np.arange(first, last + 1) * nx + x],
                 })  # fmt: skip
     return parts

@@ -43,7 +43,7 @@ def test_what_was_written_is_what_the_summary_says(night):
     assert night.n_bytes == sum(path.stat().st_size for path in files)
     assert night.n_packets == 6
     json.dumps(night.as_dict())
-    assert set(night.truth) == {"sources", "quadrants", "artefacts"}
+    assert set(night.truth) == {"sources", "quadrants", "artefacts", "instrument"}
 
 
 def test_packet_layout_is_the_contracts(night):
@@ -122,7 +122,7 @@ def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
     plan = replace(PLAN, n_flat=0, n_dark=0, n_reference=0, n_science=2)
     one, two = simulate_night(tmp_path / "one", plan), simulate_night(tmp_path / "two", plan, workers=2)
     assert digest(two.out) == digest(one.out)
-    assert len(digest(one.out)) == 3 + 4 + 3
+    assert len(digest(one.out)) == 3 + 4 + 4
 
 
 def digest(folder) -> dict[str, str]:
