@@ -169,19 +169,29 @@ def write_packet(record: Mapping[str, Any]) -> bytes:
     return b"".join([header, zigzag(1), zigzag(len(datum)), datum, header[-SYNC_SIZE:]])
 
 
-def emit_packet(item: BatchItem, batch: CandidateBatch, ledger: Mapping[str, float | None]) -> bytes:
-    """Build, check and write one alert.
+def checked_packet(item: BatchItem, batch: CandidateBatch, ledger: Mapping[str, float | None]) -> Row:
+    """Build and check the record of one alert.
 
     Raises
     ------
     AlertError
-        The packet breaks the schema or a rule that brokers rely on; the message lists every one.
+        It breaks a rule that brokers rely on; the message lists every one.
     """
     record = build_packet(item, batch, ledger)
     problems = packet_problems(record, stamps=False)  # stamps were made by `encode_stamp`, which refuses bad ones
     if problems:
         raise AlertError("; ".join(problems), candid=record["candid"], problems=len(problems))
-    return write_packet(record)
+    return record
+
+
+def emit_packet(item: BatchItem, batch: CandidateBatch, ledger: Mapping[str, float | None]) -> bytes:
+    """Build, check and write one alert; raises what ``checked_packet`` and ``write_packet`` do."""
+    return write_packet(checked_packet(item, batch, ledger))
+
+
+def light_packet(record: Mapping[str, Any]) -> bytes:
+    """The same alert without its stamps: the very schema, every cutout null."""
+    return write_packet({**record, **dict.fromkeys(CUTOUTS)})
 
 
 def _read_long(data: bytes, at: int) -> tuple[int, int]:

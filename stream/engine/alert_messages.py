@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from stream.alert import decode_batch, emit_packet
+from stream.alert import checked_packet, decode_batch, light_packet, write_packet
 from stream.core.errors import AlertError
-from stream.core.identity import alert_topic_of
+from stream.core.identity import alert_topic_of, night_of
 from stream.engine import deadletters, ledger
 from stream.engine.config import Settings
 from stream.engine.emit import AlertOut
 from stream.engine.kafka import RawMessage, Sender, encode_headers
+
+PERMANENT = {program: f"ztf.alerts.programid{program}" for program in (1, 2, 3)}  # engineering (0) has none
+LIGHT = {1: "ztf.alerts.light.programid1"}
 
 Refused = Callable[[RawMessage, int, AlertError], None]
 
@@ -32,20 +35,29 @@ class MakeAlerts:
         self._clock = clock
 
     def __call__(self, message: RawMessage) -> list[AlertOut]:
-        """Packets with their topic and key."""
+        """Packets with their topics and keys: for every alert the night's topic, then the permanent ones."""
         batch = decode_batch(message.value)
         times = {**ledger.read(message.headers), "published": self._clock()}
-        topic = alert_topic_of(batch.jd, batch.programid)
-        headers = (*encode_headers({"name": batch.name, "pid": batch.pid}), *ledger.encode(times))
+        named = encode_headers({"name": batch.name, "pid": batch.pid, "night": night_of(batch.jd)})
+        headers = (*named, *ledger.encode(times))
+        night, permanent = alert_topic_of(batch.jd, batch.programid), PERMANENT.get(batch.programid)
+        light = LIGHT.get(batch.programid)
         alerts = []
         for item in batch.items:
             candid = int(item.candidate["candid"])
+            key = str(candid).encode()
             try:
-                packet = emit_packet(item, batch, times)
+                record = checked_packet(item, batch, times)
+                packet = write_packet(record)
+                slim = light_packet(record) if light else b""
             except AlertError as error:
                 self._refused(message, candid, error)
                 continue
-            alerts.append(AlertOut(topic, str(candid).encode(), packet, candid, headers))
+            alerts.append(AlertOut(night, key, packet, candid, headers))
+            if permanent:
+                alerts.append(AlertOut(permanent, key, packet, candid, headers))
+            if light:
+                alerts.append(AlertOut(light, str(item.object_id).encode(), slim, candid, headers))
         return alerts
 
 

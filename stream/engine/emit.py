@@ -1,4 +1,7 @@
-"""The alert emitter: every alert reaches its nightly topic exactly once, for readers of any isolation level.
+"""The alert emitter: every alert reaches each of its topics exactly once, for readers of any isolation level.
+
+One alert goes to several topics (the night's, the permanent one, the one without stamps): each of them is an
+``AlertOut`` of its own, and "once" holds for every pair of topic and candid.
 
 Community brokers read with ``read_uncommitted``, so a transaction that is written and then aborted would show them
 alerts twice. The emitter is therefore not transactional but idempotent, and asks before it repeats (consumers.md 24):
@@ -44,7 +47,7 @@ from stream.engine.kafka import (
 )
 from stream.engine.pixel_worker import BACKOFF_FIRST, Hook, backoff
 from stream.engine.state import Marks
-from stream.engine.topics import NIGHT, TopicsFile, ensure_night, load_topics
+from stream.engine.topics import NIGHT, TopicsFile, ensure_night, ensure_topics, load_topics
 
 SOURCE = "ztf.enriched"
 CANDID = "candid"  # header of an alert message
@@ -60,7 +63,7 @@ Ends = dict[str, dict[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class AlertOut:
-    """One alert packet ready to leave: an Avro container for a nightly topic."""
+    """One alert packet ready to leave for one topic: an Avro container."""
 
     topic: str
     key: bytes
@@ -112,7 +115,8 @@ class Emitter:
     settings : Settings
         With the broker's address filled in.
     make_alerts : callable
-        A message of ``ztf.enriched`` to its alerts, the same ones in the same order whenever it is asked.
+        A message of ``ztf.enriched`` to its alerts, one for each topic they go to; the same ones in the same order
+        whenever it is asked.
     client : redis.Redis
         Holds the marks of what is done.
     index : int
@@ -148,13 +152,13 @@ class Emitter:
         self._log = logs.get_logger()
         self._stopping = False
         self._recent: OrderedDict[str, None] = OrderedDict()  # batches done by this process, should Redis forget
-        self._ready: set[str] = set()  # nightly topics known to exist
+        self._ready: set[str] = set()  # alert topics known to exist
         self._next: dict[int, int] = {}  # assigned partition -> offset after the last finished message
         self._bases: dict[int, Ends] = {}  # assigned partition -> ends in its last commit when we got it
         self._fresh: set[int] = set()  # assigned partitions nobody ever committed
         self._scanned: set[tuple[int, str]] = set()  # (assigned partition, alert topic) that are known
         self._looked: set[tuple[str, str]] = set()  # (alert topic, from where) read since the last assignment
-        self._left: set[int] = set()  # candids that left before we came
+        self._left: set[tuple[str, int]] = set()  # (topic, candid) that left before we came
         self._ends: Ends = {}  # ends of the alert topics as far as we know them, oldest use first
         self._assigned_at = 0.0
         self._polled = 0.0
@@ -235,8 +239,11 @@ class Emitter:
             return
         with translated("looking for alert topics"):
             existing = sorted(self._admin.list_topics(timeout=15.0).topics)
-        specs = ((topic, self._topics.spec_of(topic)) for topic in existing)
-        ends = ends_of(self._admin, [topic for topic, spec in specs if spec is not None and spec.nightly])
+        specs = [(topic, self._topics.spec_of(topic)) for topic in existing]
+        alerts = [(spec.nightly, topic) for topic, spec in specs if spec is not None and spec.carries_alerts]
+        found = ends_of(self._admin, [topic for _, topic in alerts])
+        # Should the metadata be too small for all, past nights are forgotten first: permanent topics are long.
+        ends = {topic: found[topic] for _, topic in sorted(alerts, key=lambda a: (not a[0], a[1])) if topic in found}
         fresh = sorted(self._fresh & set(self._next))
         # Has to hold before anything leaves: without it a successor would take today's ends for the beginning.
         self._commit({partition: self._next[partition] for partition in fresh}, ends)
@@ -260,7 +267,7 @@ class Emitter:
             for message in unread:
                 text = message.header(CANDID) or (message.key or b"").decode("ascii", "replace")
                 if text.isdigit():
-                    self._left.add(int(text))
+                    self._left.add((topic, int(text)))
                     count += 1
             ends = self._ends.setdefault(topic, {})
             for number, high in found.items():
@@ -366,7 +373,7 @@ class Emitter:
         """The alerts, if every one has a topic of ours and fits into it: found out before any of them leaves."""
         for alert in alerts:
             spec = self._topics.spec_of(alert.topic)
-            if spec is None or not spec.nightly:
+            if spec is None or not spec.carries_alerts:
                 raise AlertError(f"{alert.topic} is no alert topic of topics.yaml", candid=alert.candid)
             if len(alert.value) > spec.max_message_bytes - HEADER_ROOM:
                 raise AlertError(
@@ -391,7 +398,7 @@ class Emitter:
         for alert in alerts:
             self._ensure(alert.topic)
             self._scan(message.partition, alert.topic)
-            if alert.candid in self._left:
+            if (alert.topic, alert.candid) in self._left:
                 metrics.ALERTS_SKIPPED.labels("scan").inc()
                 continue
             times["published"] = time.time()
@@ -404,9 +411,11 @@ class Emitter:
     def _ensure(self, topic: str) -> None:
         if topic in self._ready:
             return
-        night = NIGHT.search(topic)
-        if night is not None and self._topics.spec_of(topic) is not None:
+        spec, night = self._topics.spec_of(topic), NIGHT.search(topic)
+        if spec is not None and spec.nightly and night is not None:
             ensure_night(self._admin, self._topics, self.settings.profile, night.group())
+        else:
+            ensure_topics(self._admin, self._topics, self.settings.profile, [topic])
         self._ready.add(topic)
 
     def _delivered(self, message: Message) -> None:

@@ -62,6 +62,7 @@ class TopicSpec(BaseModel):
     retention_hours: PerProfile
     retention_bytes: PerProfile
     segment_bytes: PerProfile
+    cleanup: Literal["delete", "compact", "compact,delete"] = "delete"
     writers: tuple[str, ...] = Field(min_length=1)
     readers: tuple[str, ...] = Field(min_length=1)
     access: Literal["public", "private", "internal"]
@@ -70,6 +71,11 @@ class TopicSpec(BaseModel):
     def nightly(self) -> bool:
         """Whether the name stands for one topic a night."""
         return "{night}" in self.name
+
+    @property
+    def carries_alerts(self) -> bool:
+        """Whether the emitter writes alerts here, each once."""
+        return "emit" in self.writers and self.key in ("candid", "objectId")
 
     def topic(self, night: str | None = None) -> str:
         """The topic's name; a nightly one needs its ``YYYYMMDD``."""
@@ -87,10 +93,10 @@ class TopicSpec(BaseModel):
     @model_validator(mode="after")
     def _sound(self) -> TopicSpec:
         public_name = PUBLIC_ALERTS.match(self.name.replace("{night}", "20180101")) is not None
-        if public_name != (self.access == "public" and self.schema_name == "alert"):
+        if public_name != (self.access == "public" and self.schema_name == "alert" and self.nightly):
             raise ValueError(
-                f"{self.name}: public alert topics, and only they, are named ztf_..._programid1 "
-                "(brokers subscribe to that pattern)"
+                f"{self.name}: nightly topics of public alerts, and only they, are named ztf_..._programid1 "
+                "(brokers subscribe to that pattern: another topic there would give them every alert twice)"
             )
         for profile in PROFILES:
             if _value(self.partitions, profile) < 1:
@@ -191,7 +197,7 @@ def desired_topic(file: TopicsFile, spec: TopicSpec, profile: Profile, night: st
         partitions=_value(spec.partitions, profile),
         replication=file.profiles[profile].replication,
         config={
-            "cleanup.policy": "delete",
+            "cleanup.policy": spec.cleanup,
             "max.message.bytes": str(spec.max_message_bytes),
             "min.insync.replicas": str(file.profiles[profile].min_insync),
             "retention.bytes": str(_value(spec.retention_bytes, profile)),
@@ -339,8 +345,17 @@ def apply_topics(admin: AdminClient, file: TopicsFile, profile: Profile, nights:
 
 def ensure_night(admin: AdminClient, file: TopicsFile, profile: Profile, night: str) -> tuple[str, ...]:
     """Create the alert topics of a night where they are absent; returns the names of all of them."""
-    wanted = [desired_topic(file, spec, profile, night) for spec in file.topics if spec.nightly]
-    with translated("looking for the night's topics"):
+    return ensure_topics(admin, file, profile, [spec.topic(night) for spec in file.topics if spec.nightly])
+
+
+def ensure_topics(admin: AdminClient, file: TopicsFile, profile: Profile, names: Iterable[str]) -> tuple[str, ...]:
+    """Create those of ``names`` that the file knows and the broker lacks; returns the names of all that are known."""
+    wanted = []
+    for name in names:
+        spec, night = file.spec_of(name), NIGHT.search(name)
+        if spec is not None:
+            wanted.append(desired_topic(file, spec, profile, night.group() if night and spec.nightly else None))
+    with translated("looking for topics"):
         present = set(admin.list_topics(timeout=_ADMIN_TIMEOUT).topics)
     missing = tuple(topic for topic in wanted if topic.name not in present)
     if missing:

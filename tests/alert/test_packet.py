@@ -22,10 +22,12 @@ from stream.alert import (
     EXTENSION_FIELDS,
     LEDGER,
     build_packet,
+    checked_packet,
     convert_packet,
     convert_record,
     emit_packet,
     from_candidate,
+    light_packet,
     load_schema,
     make_batch,
     packet_header,
@@ -41,6 +43,7 @@ from stream.alert import (
     writer_schema_text,
 )
 from stream.alert.schema import known_versions, schema_files
+from stream.alert.synthetic import synthetic_batch
 from stream.core.errors import AlertError, MessageError, UsageError
 from stream.core.records import Candidate, Exposure, Quadrant, Stamps
 
@@ -336,3 +339,17 @@ def test_values_that_do_not_fit_are_alert_errors() -> None:
     del record["candidate"]["rb"]
     with pytest.raises(AlertError, match="'rb' is missing"):
         write_packet(record)
+
+
+def test_without_stamps_it_is_the_same_alert_in_the_same_schema():
+    batch = synthetic_batch(2)
+    record = checked_packet(batch.items[1], batch, {})
+    light, whole = light_packet(record), write_packet(record)
+    assert split_header(light)[0] == split_header(whole)[0]
+    (read,) = fastavro.reader(io.BytesIO(light), reader_schema())
+    (full,) = fastavro.reader(io.BytesIO(whole), reader_schema())
+    stamps = {name for name in full if name.startswith("cutout")}
+    assert len(stamps) == 3
+    assert {read[name] for name in stamps} == {None}
+    assert {k: v for k, v in read.items() if k not in stamps} == {k: v for k, v in full.items() if k not in stamps}
+    assert len(light) < 0.7 * len(whole)

@@ -60,14 +60,15 @@ def quadrant(target: str):
     return process
 
 
-def alerts(topic: str):
-    """A batch named ``<pid>`` makes alerts pid * 100 + i."""
+def alerts(topics: str):
+    """A batch named ``<pid>`` makes alerts pid * 100 + i, each for every one of some topics (a,b,...)."""
 
     def make(message: RawMessage) -> list[AlertOut]:
         pid = int(message.value)
         if pid < 0:
             raise PacketError("no such batch")
-        return [AlertOut(topic, str(pid * 100 + i).encode(), b"alert", pid * 100 + i) for i in range(ALERTS)]
+        candids = [pid * 100 + i for i in range(ALERTS)]
+        return [AlertOut(topic, str(c).encode(), b"alert", c) for c in candids for topic in topics.split(",")]
 
     return make
 

@@ -48,18 +48,20 @@ def send_batches(settings, topic: str, pids: list[int], partitions: int) -> None
 
 @pytest.mark.services
 def test_killed_at_every_step_each_alert_leaves_once(settings, prefix, make_topic, launch, tmp_path):
-    source, target = make_topic(f"{prefix}.in", 2), "ztf_20170201_programid1"
+    source, target, permanent = make_topic(f"{prefix}.in", 2), "ztf_20170201_programid1", "ztf.alerts.programid3"
+    both = f"{target},{permanent}"
     pids = list(range(1, 25))
     # The stages before deliver at least once: some batches come twice.
     send_batches(settings, source, [*pids, 3, 8, 20, 24], 2)
     log = tmp_path / "worker.log"
     deaths = [("consumed", 1), ("sent", 7), ("flushed", 1), ("sent", 13), ("marked", 1), ("committed", 1), ("sent", 1)]
     for step, number in deaths:
-        assert launch("emit", source, target, step, number).wait(30) == -9, tail(log)
-    launch("emit", source, target)
-    wait(lambda: len(candids(settings, target)) == len(expected(pids)), log)
+        assert launch("emit", source, both, step, number).wait(30) == -9, tail(log)
+    launch("emit", source, both)
+    wait(lambda: len(candids(settings, permanent)) == len(expected(pids)), log)
     time.sleep(1.0)  # were something to come twice, it would come now
-    assert candids(settings, target) == expected(pids), log.read_text()
+    for topic in (target, permanent):
+        assert candids(settings, topic) == expected(pids), log.read_text()
     message = published(settings, target)[0]
     times = ledger.read(message.headers)
     assert times["arrived"] == 100.0

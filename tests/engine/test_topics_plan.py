@@ -32,7 +32,8 @@ def test_the_shipped_file_holds_the_systems_topics():
 def test_only_public_alerts_match_what_brokers_subscribe_to():
     for topic in desired_topics(FILE, "cluster", ["20181129"]):
         spec = FILE.spec_of(topic.name)
-        assert bool(re.match(r"^ztf_.*_programid1$", topic.name)) == (spec.access == "public")
+        matches = bool(re.match(r"^ztf_.*_programid1$", topic.name))
+        assert matches == (spec.access == "public" and spec.nightly)
 
 
 def test_names_of_alert_topics_agree_with_identity():
@@ -83,7 +84,7 @@ def load_path():
         ({"retention_bytes": -1}, "bounded"),
         ({"segment_bytes": 1024}, "largest message"),
         ({"partitions": {"laptop": 0, "cluster": 1}}, "at least one"),
-        ({"access": "public", "schema": "alert"}, "only they"),
+        ({"access": "public", "schema": "alert", "name": "ztf_{night}_programid4"}, "only they"),
         ({"writers": []}, "writers"),
     ],
 )
