@@ -19,7 +19,7 @@ from stream.astrometry import solve, wcs_cards
 from stream.calibrate import calibrate, mask_halos
 from stream.core.camera import FULL, Camera, nominal_wcs
 from stream.core.errors import Permanent, PhotometryError, Retriable
-from stream.core.flags import Info, Mask
+from stream.core.flags import BAD_BITS, MASK_BITS, SOURCE_BITS, Info, Mask, status_of
 from stream.core.psf import moffat_psf
 from stream.core.records import (
     U16,
@@ -34,12 +34,16 @@ from stream.core.records import (
     ScienceImage,
     Status,
     Table,
+    Track,
     ZeroPoint,
 )
 from stream.enrich import match_catalogs
 from stream.extract import ExtractSettings, extract, find_streaks
 from stream.photometry import (
+    CLEAR,
+    box_flags,
     build_psf,
+    cloud_verdict,
     detect,
     estimate_background,
     fit_zeropoint,
@@ -191,10 +195,11 @@ def measure_science(
     watch: Stopwatch,
     zeropoint: ZeroPoint | None = None,
     seeing: float | None = None,
+    tracks: tuple[Track, ...] = (),
 ) -> ScienceImage:
     """PSF, sources, zero point (unless given) and masks of an image whose WCS is known."""
     noise = image.gain, image.readnoise
-    notes, infobits = image.notes, astrometry.infobits
+    notes, infobits, e = image.notes, astrometry.infobits, image.quadrant.exposure
     with watch.step("psf"):
         try:
             psf = build_psf(image.data, background, detections, image.mask, *noise, image.saturate)
@@ -207,18 +212,24 @@ def measure_science(
     with watch.step("photometry"):
         sources, apertures = measure_sources(image.data, background, psf, detections, image.mask, *noise)
         sources = with_sky_positions(sources, astrometry.wcs)
+    # The cloud rules count the calibrators of a whole quadrant; a header's number is of one, ours of what we see.
+    share = 1.0 if zeropoint is not None else image.data.size / (FULL.nx * FULL.ny)
     with watch.step("zeropoint"):
         zeropoint = zeropoint or fit_zeropoint(sources, inputs.ps1(*cone), image.quadrant.exposure.fid)
     with watch.step("mask"):
         mask = mask_halos(image.mask, astrometry.wcs, inputs.bright(*cone), FULL.pixel_scale)
         mask = mark_sources(mask, sources)
+        sources["flags"] = box_flags(mask & np.uint16(~SOURCE_BITS & 0xFFFF), sources["x"], sources["y"])
     depth = maglim(psf, background, zeropoint)
     infobits |= photometric_infobits(
-        background, psf, sources, len(detections), zeropoint, depth, saturated=_fraction(image.mask)
-    )
+        background, psf, sources, len(detections), zeropoint, depth,
+        saturated=masked_share(image.mask, Mask.SATURATED), tracks=masked_share(image.mask, Mask.TRACK),
+    )  # fmt: skip
+    cloud = cloud_verdict(zeropoint, e.fid, image.quadrant.rcid, e.airmass, e.exptime, share=share)
+    infobits |= 0 if cloud == CLEAR else Info.BAD_QUALITY
     return ScienceImage(
         image.quadrant, image.data, mask, *noise, image.saturate, background, psf, astrometry, zeropoint, sources,
-        depth, infobits, apertures.values, apertures.uncertainties, image.calids, notes,
+        depth, int(infobits), apertures.values, apertures.uncertainties, image.calids, notes, image.age, cloud, tracks,
     )  # fmt: skip
 
 
@@ -262,7 +273,7 @@ def _outcome(result: QuadrantResult, watch: Stopwatch) -> Iterator[None]:
     except Retriable:
         raise
     except Permanent as error:
-        _fail(result, error.stage, str(error))
+        _fail(result, error.stage, str(error), watch.current)
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # a defect of ours met by this input: the worker must survive it and say so
@@ -271,14 +282,32 @@ def _outcome(result: QuadrantResult, watch: Stopwatch) -> Iterator[None]:
         result.report.seconds, result.elapsed = watch.seconds, watch.elapsed
 
 
-def _fail(result: QuadrantResult, stage: str, reason: str) -> None:
+# What INFOBITS says of an image that ended at a step of this pipeline.
+_FATAL_AT = {"astrometry": Info.NO_ASTROMETRY, "psf": Info.NO_PSF, "zeropoint": Info.NO_ZEROPOINT}
+
+
+def _fail(result: QuadrantResult, stage: str, reason: str, step: str = "") -> None:
     result.report.status, result.report.stage, result.report.reason = Status.FAILED, stage, reason
+    result.report.procstatus = 0
+    if step in _FATAL_AT:
+        result.report.infobits = (result.report.infobits or 0) | int(_FATAL_AT[step])
     result.traceback = traceback.format_exc()
     result.candidates, result.streaks = [], []
 
 
-def _fraction(mask: U16) -> float:
-    return float(np.mean((mask & int(Mask.SATURATED)) != 0))
+def masked_share(mask: U16, bits: int) -> float:
+    """Share (0..1) of the pixels with any of these bits."""
+    return float(np.count_nonzero(mask & np.uint16(bits))) / max(mask.size, 1)
+
+
+def masked_shares(mask: U16) -> dict[str, float]:
+    """Share of the pixels with each bit that is set at all, by its name in lower case, and with any defect's."""
+    counts = np.bincount(mask[mask != 0])  # of words: most pixels have no bit, and few words occur
+    words = np.flatnonzero(counts)
+    of = counts[words] / max(mask.size, 1)
+    shares = {bit.name.lower(): float(of[(words >> bit.bit & 1) == 1].sum()) for bit in MASK_BITS}
+    shares["bad"] = float(of[(words & BAD_BITS) != 0].sum())
+    return {name: round(share, 9) for name, share in shares.items() if share > 0}
 
 
 def new_report(quadrant: Quadrant) -> QuadrantReport:
@@ -303,6 +332,13 @@ def report_science(report: QuadrantReport, science: ScienceImage) -> None:
     report.astromn = astrometry.n_matched
     report.scibckgnd, report.scisigpix = science.background.median, science.background.sigma
     report.n_sources = len(science.sources)
+    report.procstatus, report.cloud = status_of(science.infobits), science.cloud or None
+    report.nmatches, report.zpclrcov, report.zpmed = zp.n_matches, zp.zpclrcov, zp.zpmed
+    report.clrmed, report.clrrms = zp.clrmed, zp.clrrms
+    report.astchi2, report.n_catalog = astrometry.chi_square, astrometry.n_catalog
+    report.airmass, report.cal_age = science.quadrant.exposure.airmass, science.cal_age
+    report.n_tracks, report.tracks = len(science.tracks), [track.kind for track in science.tracks]
+    report.masked = masked_shares(science.mask)
     report.corners = [float(v) for pair in zip(ra, dec, strict=True) for v in pair]
     report.calids, report.notes = list(science.calids), list(science.notes)
 

@@ -17,7 +17,7 @@ from stream.archive import catalogs, fitsio
 from stream.archive.frames import as_signed, as_unsigned
 from stream.astrometry import wcs_cards
 from stream.core.errors import MessageError
-from stream.core.flags import MASK_BITS
+from stream.core.flags import INFO_BITS, MASK_BITS, status_of
 from stream.core.identity import utc_of
 from stream.core.records import (
     APERTURE_DIAMETERS,
@@ -30,6 +30,7 @@ from stream.core.records import (
     QuadrantResult,
     Reference,
     ScienceImage,
+    Track,
     ZeroPoint,
 )
 
@@ -72,8 +73,12 @@ def science_cards(science: ScienceImage) -> dict[str, Any]:
     cards |= {
         "SEEING": (float(science.seeing), "median FWHM, pixel included [px]"),
         "MAGLIM": (float(science.maglim), "5-sigma limit at the centre [mag]"),
-        "INFOBITS": (science.infobits, "quality word, 0 is cleanest"),
-        "STATUS": (1, "0 bad, 1 usable"),
+        "INFOBITS": (science.infobits, _set_bits(science.infobits)),
+        **{f"BIT{b.bit:02d}": (b.bit, b.meaning[:46].upper()) for b in INFO_BITS},
+        "STATUS": (status_of(science.infobits), "overall processing flag: 0 bad, 1 usable"),
+        "CLOUD": (science.cloud[:60], "cloud rules that are broken"),
+        "CALAGE": (float(science.cal_age), "oldest nightly calibration frame [days]"),
+        "NTRACKS": (len(science.tracks), "tracks of satellites and aircraft"),
         "SKYMED": (float(science.background.median), "median sky [DN]"),
         "SKYSIG": (float(science.background.sigma), "robust noise per pixel [DN]"),
         "ASTRNCAT": (science.astrometry.n_catalog, "catalogue stars offered to the match"),
@@ -82,6 +87,12 @@ def science_cards(science: ScienceImage) -> dict[str, Any]:
         "NOTES": (",".join(science.notes), ""),
     }
     return cards
+
+
+def _set_bits(infobits: int) -> str:
+    """The survey's comment of INFOBITS."""
+    bits = [str(b.bit) for b in INFO_BITS if infobits >> b.bit & 1]
+    return f"infoBits string; bit(s) = {', '.join(bits) or 'null'}"
 
 
 def exposure_cards(quadrant: Quadrant) -> dict[str, Any]:
@@ -155,6 +166,7 @@ def encode_science(science: ScienceImage) -> dict[str, bytes]:
     cards = science_cards(science)
     bits = {f"MBIT{b.bit:02d}": (b.name, b.meaning[:40]) for b in MASK_BITS}
     bits |= {f"MBIT{b}": (MASK_BITS[b].name, "ours: the survey reserves the bit") for b in _OUR_BITS}
+    bits |= {f"TRACK{i:02d}": (_track_card(track), "") for i, track in enumerate(science.tracks, 1)}
     step = fitsio.quantum(science.background.sigma)
     image = fitsio.float_hdu(science.data, step, cards, "SCIIMG")
     sky = fitsio.plain_hdu(_coarse(science.background.level), {"CELL": _SKY_CELL}, "SKY")
@@ -169,12 +181,25 @@ def encode_science(science: ScienceImage) -> dict[str, bytes]:
     }
 
 
+def _track_card(track: Track) -> str:
+    """What made a track, its ends (FITS pixels), strip and FWHM (px), light (DN per px)."""
+    numbers = track.x1 + 1, track.y1 + 1, track.x2 + 1, track.y2 + 1, track.width, track.fwhm, track.light
+    return ",".join([track.kind, *(f"{n:.1f}" for n in numbers)])
+
+
+def _read_track(card: str) -> Track:
+    kind, *numbers = card.split(",")
+    x1, y1, x2, y2, width, fwhm, light = (float(n) for n in numbers)
+    return Track(kind, x1 - 1, y1 - 1, x2 - 1, y2 - 1, width, fwhm, light)
+
+
 def decode_science(files: Mapping[str, bytes]) -> ScienceImage:
     """The science image of its files: pixels to a sixteenth of their noise, everything else as it was."""
     hdus = catalogs.by_name(files["sciimg.fits.fz"])
     tables = catalogs.by_name(files["psfcat.fits"])
     aperture = catalogs.by_name(files["sexcat.fits"])[catalogs.APERTURE_CATALOG]
     mask = fitsio.read_hdus(files["mskimg.fits.fz"])[1]
+    tracks = [mask.header.get(f"TRACK{i:02d}") for i in range(1, int(mask.header.get("NTRACKS", 0)) + 1)]
     nan = float("nan")
     try:
         main = hdus["SCIIMG"]
@@ -193,7 +218,13 @@ def decode_science(files: Mapping[str, bytes]) -> ScienceImage:
             background=Background(level, noise, h["SKYMED"], h["SKYSIG"]),
             psf=catalogs.read_psf_model(tables[catalogs.PSF_MODEL]),
             astrometry=Astrometry(
-                WCS(h), rms[0], rms[1], h.get("ASTROMN", 0), h.get("ASTRNCAT", 0), h.get("ASTRLOGP", nan)
+                WCS(h),
+                rms[0],
+                rms[1],
+                h.get("ASTROMN", 0),
+                h.get("ASTRNCAT", 0),
+                h.get("ASTRLOGP", nan),
+                chi_square=h.get("ASTCHI2", nan),
             ),
             zeropoint=_zeropoint(h),
             sources=catalogs.sources_of(tables[catalogs.PSF_CATALOG].image(), aperture.image()),
@@ -203,6 +234,9 @@ def decode_science(files: Mapping[str, bytes]) -> ScienceImage:
             apcorunc=tuple(h.get(f"APCORUN{i}", nan) for i in range(1, count + 1)),
             calids=tuple(filter(None, str(h.get("CALIDS", "")).split(","))),
             notes=tuple(filter(None, str(h.get("NOTES", "")).split(","))),
+            cal_age=h.get("CALAGE", nan),
+            cloud=str(h.get("CLOUD", "")),
+            tracks=tuple(_read_track(track) for track in tracks if track),
         )
     except KeyError as error:
         raise MessageError(f"not a science image of ours: {error}") from error

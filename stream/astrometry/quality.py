@@ -18,6 +18,9 @@ MIN_IN_GRID = 5
 SCALE_RANGE = (-0.0020, 0.0200)  # relative to the camera's pixel scale
 MAX_GRID_RESIDUAL = 0.7  # arcsec
 MIN_FRACTION = 0.5
+MIN_CATALOG_PERCENT = 0.0  # as the headers have it: never below
+MAX_CHI_CHANGE = 0.0  # %
+MAX_CHI_SQUARE = 55.0  # since 2020; 30 before
 # The headers do not tell the survey's grid; 3 x 3 keeps five stars a cell at the pole of the galaxy.
 GRID = 3
 
@@ -52,6 +55,32 @@ def astrometric_infobits(x: F64, y: F64, residuals: F64, n_detected: int, pixel_
     return int(bits)
 
 
+def match_infobits(catalog_percent: float, chi_first: float, chi_second: float) -> int:
+    """INFOBITS 13, 17 and 18.
+
+    Parameters
+    ----------
+    catalog_percent : float
+        Catalogue stars on the image that were matched, %.
+    chi_first, chi_second : float
+        Chi-square per degree of freedom of the same pairs before and after the final fit. NaN sets no bit.
+    """
+    bits = Info(0)
+    if catalog_percent < MIN_CATALOG_PERCENT:
+        bits |= Info.CATALOG_FRACTION
+    if 100.0 * (chi_second / chi_first - 1.0) > MAX_CHI_CHANGE if chi_first > 0 else False:
+        bits |= Info.CHI_CHANGE
+    if chi_second > MAX_CHI_SQUARE:
+        bits |= Info.CHI_SQUARE
+    return int(bits)
+
+
+def chi_square(residuals: F64, sigma: F64, n_coefficients: int) -> float:
+    """Chi-square per degree of freedom of residuals (n, 2) with errors (n,) per axis; NaN without a freedom left."""
+    freedom = 2 * (len(residuals) - n_coefficients)
+    return float(np.sum((residuals / sigma[:, None]) ** 2) / freedom) if freedom > 0 else float("nan")
+
+
 def worst_cell_residual(x: F64, y: F64, residuals: F64) -> float:
     """Largest median residual (length, arcsec) of the cells of the grid that have stars."""
     column = np.clip(((x + 1) / 2 * GRID).astype(int), 0, GRID - 1)
@@ -62,7 +91,7 @@ def worst_cell_residual(x: F64, y: F64, residuals: F64) -> float:
 
 
 def wcs_cards(astrometry: Astrometry) -> dict[str, float | int | str]:
-    """Header cards of a solution, in the survey's order: the TPV WCS, ASTRRMS1/2 (deg), ASTROMN.
+    """Header cards of a solution, in the survey's order: the TPV WCS, ASTRRMS1/2 (deg), ASTROMN, ASTCHI2.
 
     Read back by ``astropy.wcs.WCS`` they give the very same WCS: its coefficients were rounded to what a card
     carries when it was fitted. (On a WCS in use ``wcs.wcs.get_pv()`` is empty and ``wcs.wcs.ctype`` says TAN, the
@@ -88,4 +117,6 @@ def wcs_cards(astrometry: Astrometry) -> dict[str, float | int | str]:
     cards["ASTRRMS1"] = float(f"{astrometry.rms_ra / 3600.0:.9e}")
     cards["ASTRRMS2"] = float(f"{astrometry.rms_dec / 3600.0:.9e}")
     cards["ASTROMN"] = int(astrometry.n_matched)
+    if np.isfinite(astrometry.chi_square):
+        cards["ASTCHI2"] = float(f"{astrometry.chi_square:.6g}")
     return cards

@@ -22,7 +22,7 @@ from scipy.spatial import cKDTree
 from stream.astrometry.fit import Fit, cell_counts, degree_allowed, fit_map
 from stream.astrometry.lists import Catalogue, Frame, Stars, catalogue_near, frame_of, spread_order, usable_stars
 from stream.astrometry.match import Candidate, chance_rate, log_chance, nearest_pairs, search_grid, vote
-from stream.astrometry.quality import astrometric_infobits
+from stream.astrometry.quality import astrometric_infobits, chi_square, match_infobits
 from stream.astrometry.tpv import (
     CRVAL_DECIMALS,
     MAX_DEGREE,
@@ -333,8 +333,13 @@ def _finish(match: Match, frame: Frame, shape: tuple[int, int]) -> Astrometry:
     rms = np.sqrt(np.mean(residuals[used] ** 2, axis=0))
     pixel_scale = math.sqrt(abs(float(np.linalg.det(cd)))) * 3600.0
     bits = astrometric_infobits(x[used], y[used], residuals[used], len(match.stars), pixel_scale)
+    # The same pairs before the final fit: where the map with which they were paired puts them.
+    before = (cat.u[match.j] - match.fit(x, y))[used] * scale
+    chi = [chi_square(r, sigma[used], len(fit.coefficients)) for r in (before, fit.residuals[used])]
+    bits |= match_infobits(100.0 * len(match.j) / max(match.n_catalog, 1), *chi)
+    n_matched = int(np.count_nonzero(used))
     return Astrometry(
-        wcs, float(rms[0]), float(rms[1]), int(np.count_nonzero(used)), match.n_catalog, match.log_chance, bits
+        wcs, float(rms[0]), float(rms[1]), n_matched, match.n_catalog, match.log_chance, bits, chi_square=chi[1]
     )
 
 

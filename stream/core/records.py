@@ -174,7 +174,8 @@ class Astrometry:
 
     ``wcs`` is TPV, FITS convention inside (use ``origin=0`` for places of this package). ``rms_ra`` and
     ``rms_dec`` are arcsec over the matched stars. ``log_chance`` is log10 of the probability that the match is
-    chance. ``infobits`` holds the astrometric bits of INFOBITS.
+    chance. ``infobits`` holds the astrometric bits of INFOBITS. ``chi_square`` is per degree of freedom, over the
+    fitted stars.
     """
 
     wcs: WCS
@@ -184,6 +185,7 @@ class Astrometry:
     n_catalog: int
     log_chance: float
     infobits: int = 0
+    chi_square: float = float("nan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,12 +208,31 @@ class ZeroPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Track:
+    """A long straight trail on an image: what made it, its ends (px), and its look.
+
+    ``kind`` is satellite, flashing satellite or aircraft. ``width`` (px) is that of the masked strip, ``fwhm`` (px) of
+    the light across, ``light`` DN per px of length.
+    """
+
+    kind: str
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    width: float
+    fwhm: float
+    light: float
+
+
+@dataclass(frozen=True, slots=True)
 class ScienceImage:
     """Everything known about one calibrated image before subtraction; also what references are made of.
 
     ``quadrant`` is that of the packet; for an image that came calibrated it is made from its header.
     ``data`` has its sky in; ``background.level`` is the sky. ``sources`` has ``SOURCE_DTYPE``. ``apcor`` is
-    PSF_mag - AP_mag for ``APERTURE_DIAMETERS``.
+    PSF_mag - AP_mag for ``APERTURE_DIAMETERS``. ``cal_age`` is that of ``CalibratedImage``, ``cloud`` the verdict of
+    the cloud rules (``clear``, or which are broken; empty: not judged).
     """
 
     quadrant: Quadrant
@@ -231,6 +252,9 @@ class ScienceImage:
     apcorunc: tuple[float, ...] = ()
     calids: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    cal_age: float = float("nan")
+    cloud: str = ""
+    tracks: tuple[Track, ...] = ()
 
     @property
     def seeing(self) -> float:

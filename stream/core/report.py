@@ -63,4 +63,19 @@ class QuadrantReport:
     corners: list[float] = dataclasses.field(default_factory=list)  # ra1, dec1 .. ra4, dec4 (deg) of the image corners
     calids: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+    procstatus: int | None = None  # the survey's STATUS: 0 bad, 1 usable
+    cloud: str | None = None  # "clear", or the cloud rules that are broken
+    airmass: float | None = None
+    nmatches: int | None = None  # photometric calibrators
+    zpclrcov: float | None = None
+    zpmed: float | None = None
+    clrmed: float | None = None
+    clrrms: float | None = None
+    astchi2: float | None = None
+    n_catalog: int | None = None  # catalogue stars on the image
+    cal_age: float | None = None  # days, of the oldest nightly frame used
+    n_tracks: int | None = None
+    tracks: list[str] = dataclasses.field(default_factory=list)  # what made each
+    # Shares (0..1) of the pixels with the bits of these names, and with any bit of a defect ("bad").
+    masked: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)

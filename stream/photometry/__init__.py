@@ -7,6 +7,7 @@ take saturated stars out of an image that is to be interpolated or subtracted.
 """
 
 from stream.photometry.background import estimate_background
+from stream.photometry.cloud import CLEAR, cloud_verdict
 from stream.photometry.detect import detect
 from stream.photometry.forced import forced_fluxes
 from stream.photometry.measure import (
@@ -27,16 +28,20 @@ from stream.photometry.saturated import (
     saturated_stars,
     subtract_stars,
 )
+from stream.photometry.stamps import box_flags
 from stream.photometry.zeropoint import fit_zeropoint, match_calibrators
 
 __all__ = [
+    "CLEAR",
     "ApertureCorrections",
     "Star",
     "add_stars",
     "aperture_corrections",
+    "box_flags",
     "bright_stars",
     "build_psf",
     "catalog_maglim",
+    "cloud_verdict",
     "detect",
     "estimate_background",
     "fit_stars",

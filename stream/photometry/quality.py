@@ -15,6 +15,7 @@ PIXEL_SCALE = 1.0125  # arcsec per px
 MAX_BACKGROUND = 4000.0  # DN
 MAX_NOISE = 100.0  # DN
 MAX_SATURATED = 0.5
+MAX_TRACKS = 0.0053  # share of the pixels
 MAX_SEEING = 5.0  # arcsec
 MIN_MAGLIM = 17.5
 MIN_PSF_SOURCES = 10
@@ -71,9 +72,10 @@ def photometric_infobits(
     depth: float,
     *,
     saturated: float = 0.0,
+    tracks: float = 0.0,
     pixel_scale: float = PIXEL_SCALE,
 ) -> int:
-    """INFOBITS 0 to 11 and 20.
+    """INFOBITS 0 to 11, 20 and 22.
 
     Parameters
     ----------
@@ -88,8 +90,8 @@ def photometric_infobits(
         None: not possible.
     depth : float
         ``maglim``; NaN sets no bit (bit 8 or 20 says why).
-    saturated : float
-        Fraction of saturated pixels.
+    saturated, tracks : float
+        Share (0..1) of the pixels that are saturated, that are masked as tracks.
     pixel_scale : float
         arcsec per px.
     """
@@ -109,5 +111,6 @@ def photometric_infobits(
         Info.FEW_PHOT_MATCHES: n_matches < MIN_MATCHES,
         Info.PHOT_RMS: zeropoint is not None and zeropoint.magzprms > MAX_PHOT_RMS,
         Info.NO_PSF: psf is None,
+        Info.TRACKS: tracks > MAX_TRACKS,
     }
     return sum(int(bit) for bit, is_set in conditions.items() if is_set)

@@ -31,6 +31,9 @@ ERROR_FLOOR = 0.01
 CLR_PRIOR = {1: -0.06, 2: 0.11, 3: 0.19}
 CLR_PRIOR_SIGMA = 0.1
 CLIP = 3.5
+# MAGZPRMS is to show how well stars can be calibrated, not how faint the calibrators go: of those measured to 5 %,
+# where there are enough. The survey's limits on it (``cloud``) are for calibrators like that.
+RMS_ERROR, RMS_STARS = 0.05, 20
 MAX_SHARP = 0.3
 # Smooth additive light is in the sky; these stars are measured well.
 USABLE = int(Mask.HALO | Mask.CROSSTALK)
@@ -159,10 +162,12 @@ def _zeropoint(stars: Calibrators, kept: BOOL, pivot: float, value: F64, covaria
     covariance = shift @ covariance @ shift.T
     difference, colour = stars.difference[kept], stars.colour[kept]
     residual = difference - zp - clr * colour
+    bright = stars.error[kept] < RMS_ERROR
+    measured = residual[bright] if np.count_nonzero(bright) >= RMS_STARS else residual
     return ZeroPoint(
         magzp=float(zp),
         magzpunc=float(np.sqrt(covariance[0, 0])),
-        magzprms=float(np.sqrt(np.mean(residual**2))),
+        magzprms=float(np.sqrt(np.mean(measured**2))),
         clrcoeff=float(clr),
         clrcounc=float(np.sqrt(covariance[1, 1])),
         zpclrcov=float(covariance[0, 1]),

@@ -19,7 +19,7 @@ from starry_fields import make_field
 from stream.astrometry import pixel_positions, project, propagate, sky_positions, solve, tpv_wcs, wcs_cards
 from stream.astrometry.epoch import position_errors
 from stream.astrometry.fit import degree_allowed, fit_map
-from stream.astrometry.quality import astrometric_infobits
+from stream.astrometry.quality import astrometric_infobits, chi_square, match_infobits
 from stream.astrometry.tpv import PV_NUMBERS, n_terms, round_significant, swap_axes, terms
 from stream.core.camera import SMALL, deproject
 from stream.core.flags import Info
@@ -226,3 +226,14 @@ def test_infobits_by_their_thresholds():
     assert astrometric_infobits(x, y, loud, 144, 1.0125) == Info.GRID_RESIDUAL
     keep = ~((x > 0.4) & (y > 0.4))
     assert astrometric_infobits(x[keep], y[keep], quiet[keep], 144, 1.0125) == Info.GRID_MATCHES
+
+
+def test_infobits_of_the_match_by_their_thresholds():
+    assert match_infobits(0.0, 2.0, 1.9) == 0
+    assert match_infobits(40.0, 1.0, 1.001) == Info.CHI_CHANGE
+    assert match_infobits(40.0, 60.0, 55.1) == Info.CHI_SQUARE
+    assert match_infobits(-0.1, 1.0, 1.0) == Info.CATALOG_FRACTION
+    assert match_infobits(40.0, float("nan"), float("nan")) == 0
+    residuals = np.array([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]])
+    assert chi_square(residuals, np.ones(3), 1) == pytest.approx(25 / 4)
+    assert np.isnan(chi_square(residuals, np.ones(3), 3))
