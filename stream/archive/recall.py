@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from stream.alert.schema import PRV_FIELDS
@@ -22,12 +23,16 @@ class Remembers(Protocol):
         """Remember an epoch's footprint and depth."""
         ...
 
-    def add_object(self, name: str, ra: float, dec: float) -> None:
-        """Remember an object's name and place."""
+    def add_object(self, name: str, ra: float, dec: float, jd: float, candid: int) -> None:
+        """Remember an object's name and place, or another detection of it."""
         ...
 
-    def add_detection(self, object_id: str, row: Row) -> None:
-        """Remember a detection."""
+    def add_detections(self, rows: Sequence[tuple[str, Row]]) -> None:
+        """Remember detections: objectId and row each."""
+        ...
+
+    def add_forced(self, points: Sequence[tuple[str, int, Row | None]]) -> object:
+        """Remember forced points: objectId, pid and row each."""
         ...
 
 
@@ -47,8 +52,10 @@ def recall_history(store: ProductStore, history: Remembers, jd: float) -> int:
         for record in iterate_alerts(store, night):
             candidate = record["candidate"]
             row = {name: candidate.get(name) for name in PRV_FIELDS}
-            found.append((candidate["jd"], candidate["candid"], record["objectId"], row))
-    for _, _, name, row in sorted(found, key=lambda item: item[:2]):
-        history.add_object(name, row["ra"], row["dec"])
-        history.add_detection(name, row)
+            points = [(record["objectId"], point["pid"], point) for point in record["fp_hists"] or []]
+            found.append((candidate["jd"], candidate["candid"], record["objectId"], row, points))
+    for jd_seen, candid, name, row, points in sorted(found, key=lambda item: item[:2]):
+        history.add_object(name, row["ra"], row["dec"], jd_seen, candid)
+        history.add_detections([(name, row)])
+        history.add_forced(points)
     return len(found)

@@ -100,9 +100,11 @@ class _Emitter:
     def __init__(self, job: Job, score: bool) -> None:
         from stream.archive import ProductStore
         from stream.enrich import MemoryHistory
+        from stream.forced import StoreForced
 
         self._store = ProductStore(job.store)
         self._history = MemoryHistory()
+        self._forced = StoreForced(self._store)
         self._scorer: Any = None
         self._score = score
         self._loaded: set[str] = set()
@@ -125,7 +127,7 @@ class _Emitter:
 
                 self._scorer = load_scorer()
             self._scorer.score(batch.items)
-        enrich_batch(batch, self._history, PRV_FIELDS)
+        enrich_batch(batch, self._history, PRV_FIELDS, self._forced)
         written = 0
         for item in batch.items:
             try:

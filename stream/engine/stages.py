@@ -27,7 +27,7 @@ from stream.core.identity import night_of
 from stream.core.records import CandidateBatch, Tracklet
 from stream.engine import ledger
 from stream.engine.kafka import OutMessage, RawMessage
-from stream.enrich import RedisHistory, enrich_batch
+from stream.enrich import ForcedSource, RedisHistory, enrich_batch
 from stream.monitor import Monitor
 from stream.score import load_scorer
 from stream.solarsystem import LINK_DTYPE, link_tracklets
@@ -85,15 +85,17 @@ class ScoreStage:
 
 
 class EnrichStage:
-    """``ztf.scored`` to ``ztf.enriched``: object identity, history, counts; ``ztf.quadrants`` feeds the coverage."""
+    """``ztf.scored`` to ``ztf.enriched``: object identity, history, forced photometry; ``ztf.quadrants`` feeds the
+    coverage."""
 
     name = "enrich"
     sources = ("ztf.quadrants", "ztf.scored")
     passed = "enriched"
 
-    def __init__(self, client: redis.Redis, clock: Clock = time.time) -> None:
+    def __init__(self, client: redis.Redis, forced: ForcedSource | None = None, clock: Clock = time.time) -> None:
         self._clock = clock
         self._history = RedisHistory(client)
+        self._forced = forced
 
     def handle(self, message: RawMessage) -> list[OutMessage]:
         """Remember an epoch, or enrich a batch."""
@@ -101,7 +103,7 @@ class EnrichStage:
             self._history.add_epoch(decode_report(message.value))
             return []
         batch = decode_batch(message.value)
-        enrich_batch(batch, self._history, PRV_FIELDS)
+        enrich_batch(batch, self._history, PRV_FIELDS, self._forced)
         return [forward("ztf.enriched", message, batch, enriched=self._clock())]
 
 
@@ -109,7 +111,7 @@ class LinkStage:
     """``ztf.scored`` to ``ztf.tracklets``: what moves in a straight line within the night.
 
     The night's detections live in Redis (``ztf:link:<night>``, by candid), so a restart continues; a tracklet is
-    sent when it is new or has changed, under its deterministic id.
+    sent when it is new or has changed, under its deterministic id, and its members leave the registry of places.
     """
 
     name = "link"
@@ -118,6 +120,7 @@ class LinkStage:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
+        self._history = RedisHistory(client)
 
     def handle(self, message: RawMessage) -> list[OutMessage]:
         """Add a batch's detections and link the night again."""
@@ -144,6 +147,7 @@ class LinkStage:
             text = json.dumps(asdict(tracklet), sort_keys=True)
             known: Any = self._redis.hget(key, str(tracklet.trackid))
             if known is None or known.decode() != text:
+                self._history.add_movers(dict.fromkeys(tracklet.candids, tracklet.trackid), night)
                 self._redis.hset(key, str(tracklet.trackid), text)
                 changed.append(tracklet)
         self._redis.expire(key, 3 * 86_400)
@@ -182,12 +186,12 @@ class MonitorStage:
         return []
 
 
-def make_stage(name: str, client: redis.Redis) -> Stage:
-    """The stage of that name."""
+def make_stage(name: str, client: redis.Redis, forced: ForcedSource | None = None) -> Stage:
+    """The stage of that name; ``forced`` is for ``enrich``."""
     if name == "score":
         return ScoreStage()
     makers: dict[str, Callable[[redis.Redis], Stage]] = {
-        "enrich": EnrichStage,
+        "enrich": lambda client: EnrichStage(client, forced),
         "link": LinkStage,
         "monitor": MonitorStage,
     }

@@ -111,10 +111,13 @@ def _archive(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
 
 
 def _records(kind: str, index: int, settings: Settings, heartbeat: Heartbeat) -> None:
+    from stream.archive import ProductStore
     from stream.engine.agents import run_stage
     from stream.engine.stages import make_stage
+    from stream.forced import StoreForced
 
-    stage = make_stage(kind, connect(settings))  # models are loaded before we say that we are there
+    forced = StoreForced(ProductStore(settings.store)) if kind == "enrich" else None
+    stage = make_stage(kind, connect(settings), forced)  # models are loaded before we say that we are there
     with heartbeat:
         heartbeat.note("waiting")
         run_stage(stage, settings, heartbeat, index)

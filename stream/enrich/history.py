@@ -1,29 +1,95 @@
-"""What was known at a place: object identity, detections of the last 30 days, upper limits, coverage.
+"""What was known at a place: object identity, detections of the last 30 days, upper limits, coverage, movers.
 
 The decisions are pure functions; where the memory lives is behind ``History``: ``RedisHistory`` (hot state of the
 stream, shared by workers, every write idempotent) and ``MemoryHistory`` (``process`` and tests).
 
-Rules as the survey's (``ztf-facts.md`` §6.3): an object is what lies within 1.5 arcsec; ``prv_candidates`` are
-the detections and non-detections of the last 30 days at the place, in time order.
+Rules as the survey's (``ztf-facts.md`` §6.3): an object is what lies within 1.5 arcsec of the place where it was
+first seen; ``prv_candidates`` are the detections and non-detections of the last 30 days within 1.5 arcsec of the
+event itself, whatever object they were given to, in time order.
+
+Movers stay out of the registry of places:
+
+- a candidate at a known solar-system object, or one that the linker has put into a tracklet before, gets a name of
+  its own and is neither matched with what is there nor there for later ones to match;
+- an object all of whose detections turn out to be of tracklets leaves the registry (its name stays taken);
+- an object that was seen in one night only is forgotten ``PROVISIONAL_DAYS`` after it, when somebody looks there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from stream.core.identity import utc_of
-from stream.core.records import CandidateBatch, QuadrantReport, Row
+from stream.core.records import QuadrantReport, Row
 
 MATCH_RADIUS = 1.5  # arcsec
 HISTORY_DAYS = 30.0
+# Objects whose detections may lie within the history's cone of an event: both scatter about the object's place.
+NEAR_RADIUS = 2 * MATCH_RADIUS
 # Object cells (deg) are a few match radii wide, so that a place and its eight neighbours hold all that may match.
 OBJECT_CELL = 6.0 / 3600.0
+# What was seen in a single night and never again within this time was a mover or a false one; a flare of a star that
+# comes later gets a new name. Some 10^4 unlinked movers a night are a hundred bytes each: 100 MB at most.
+PROVISIONAL_DAYS = 90.0
+ONE_NIGHT = 0.5  # days
+# A known solar-system object this near is the candidate: ephemerides of numbered asteroids are good to an arcsecond.
+KNOWN_MOVER_RADIUS = 3.0  # arcsec
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _N_NAMES = 26**7
 # An odd multiplier spreads consecutive candids over the 26^7 names of a year (Knuth's multiplicative hashing).
 _SPREAD = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One detection that asks for its object; ``moving``: it must not be matched by place."""
+
+    ra: float
+    dec: float
+    jd: float
+    candid: int
+    moving: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The object of an event: its name, its place for good (deg, where it was first seen), and the names of all
+    objects whose detections may lie within the history's cone of the event (itself among them)."""
+
+    name: str
+    ra: float
+    dec: float
+    near: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What is remembered of a quadrant: its footprint, its depth, and what a row of the history says of it."""
+
+    name: str
+    pid: int
+    jd: float
+    fid: int
+    field: int
+    rcid: int
+    programid: int
+    nid: int
+    corners: tuple[float, ...]  # ra1, dec1 .. ra4, dec4 in order round it, deg
+    diffmaglim: float | None = None  # None: no difference image was made
+    magzp: float | None = None
+    magzpunc: float | None = None
+    magzprms: float | None = None
+    clrcoeff: float | None = None
+    clrcounc: float | None = None
+
+    @classmethod
+    def of(cls, report: QuadrantReport) -> Epoch:
+        """The epoch of a quality record."""
+        values = {name: getattr(report, name) for name in cls.__slots__ if name != "corners"}
+        return cls(corners=tuple(report.corners), **values)
 
 
 def object_name(jd_year: int, candid: int, attempt: int = 0) -> str:
@@ -69,24 +135,33 @@ def covers(corners: Sequence[float], ra: float, dec: float) -> bool:
     return all(s >= 0 for s in signs) or all(s <= 0 for s in signs)
 
 
-def limit_row(report: QuadrantReport) -> Row | None:
-    """The non-detection row of ``prv_candidates`` that an epoch contributes; None if it reached no limit."""
-    if report.diffmaglim is None:
-        return None
+class Depth(Protocol):
+    """The 5-sigma magnitude limit of an epoch at a place (deg); None: it reached no limit there."""
+
+    def __call__(self, epoch: Epoch, ra: float, dec: float) -> float | None: ...
+
+
+def quadrant_depth(epoch: Epoch, ra: float, dec: float) -> float | None:
+    """The quadrant's own limit, the same everywhere in it: what is known until there are maps of local depth."""
+    return epoch.diffmaglim
+
+
+def limit_row(epoch: Epoch, limit: float) -> Row:
+    """The non-detection row of ``prv_candidates`` that an epoch contributes."""
     return {
-        "jd": report.jd,
-        "fid": report.fid,
-        "pid": report.pid,
-        "programid": report.programid,
-        "diffmaglim": report.diffmaglim,
-        "nid": report.nid,
-        "rcid": report.rcid,
-        "field": report.field,
-        "magzpsci": report.magzp,
-        "magzpsciunc": report.magzpunc,
-        "magzpscirms": report.magzprms,
-        "clrcoeff": report.clrcoeff,
-        "clrcounc": report.clrcounc,
+        "jd": epoch.jd,
+        "fid": epoch.fid,
+        "pid": epoch.pid,
+        "programid": epoch.programid,
+        "diffmaglim": limit,
+        "nid": epoch.nid,
+        "rcid": epoch.rcid,
+        "field": epoch.field,
+        "magzpsci": epoch.magzp,
+        "magzpsciunc": epoch.magzpunc,
+        "magzpscirms": epoch.magzprms,
+        "clrcoeff": epoch.clrcoeff,
+        "clrcounc": epoch.clrcounc,
         "rbversion": "",
     }
 
@@ -118,58 +193,66 @@ def visible_programs(programid: int) -> tuple[int, ...]:
     return (1,) if programid == 1 else (1, 2, 3) if programid == 3 else (1, 2)
 
 
+def is_known_mover(candidate: Mapping[str, Any]) -> bool:
+    """Whether a known solar-system object lies at the candidate."""
+    distance = candidate.get("ssdistnr")
+    return distance is not None and 0 <= distance <= KNOWN_MOVER_RADIUS
+
+
+def is_stale(first: float, last: float, jd: float) -> bool:
+    """Whether an object seen from ``first`` to ``last`` is to be forgotten at ``jd`` (days)."""
+    return last - first < ONE_NIGHT and jd - last > PROVISIONAL_DAYS
+
+
 class History(Protocol):
     """Memory of places. All writes are idempotent: a repeat of the same quadrant changes nothing."""
 
     def add_epoch(self, report: QuadrantReport) -> None:
-        """Remember that an epoch covered its footprint, and how deep."""
+        """Remember that an epoch covered its footprint, and how deep; nothing without a footprint."""
         ...
 
-    def object_id(self, ra: float, dec: float, jd: float, candid: int) -> str:
-        """Name of the object at a place, atomically made if there is none."""
+    def match(self, events: Sequence[Event]) -> list[Match]:
+        """The objects of some events, in order, each found or made in one atomic step.
+
+        An event that was matched before gets the object that it got then.
+        """
         ...
 
-    def add_detection(self, object_id: str, row: Row) -> None:
-        """Remember a detection (a row with the names of ``prv_candidate``) of an object."""
+    def add_object(self, name: str, ra: float, dec: float, jd: float, candid: int) -> None:
+        """Remember an object that was named before (from the archive), or another detection of it: its place is
+        that of the first call with this name."""
         ...
 
-    def detections(self, object_id: str) -> list[Row]:
-        """Remembered detections of an object."""
+    def add_detections(self, rows: Sequence[tuple[str, Row]]) -> None:
+        """Remember detections: objectId and a row with the names of ``prv_candidate`` each."""
         ...
 
-    def epochs(self, ra: float, dec: float) -> list[QuadrantReport]:
-        """Remembered epochs that cover a place, in time order."""
+    def detections(self, names: Sequence[str]) -> dict[str, list[Row]]:
+        """Remembered detections of objects."""
         ...
 
+    def epochs(self, ra: Sequence[float], dec: Sequence[float], jd: float) -> list[Epoch]:
+        """Remembered epochs before ``jd`` that may cover one of the places (deg), in time order."""
+        ...
 
-def enrich_batch(batch: CandidateBatch, history: History, prv_fields: Sequence[str]) -> None:
-    """Give every item of a batch its objectId, history and counts, and remember it.
+    def add_movers(self, members: Mapping[int, int], night: str) -> None:
+        """Remember candids (to tracklet) of a night as moving; objects that are nothing else leave the registry."""
+        ...
 
-    Parameters
-    ----------
-    prv_fields : sequence of str
-        Names of the packet's ``prv_candidate`` record, which the remembered rows take from the candidate.
-    """
-    programs = visible_programs(batch.programid)
-    epochs_of_cell: dict[Any, list[QuadrantReport]] = {}
-    for item in batch.items:
-        row = item.candidate
-        ra, dec = row["ra"], row["dec"]
-        item.object_id = history.object_id(ra, dec, row["jd"], row["candid"])
-        known = history.detections(item.object_id)
-        cell = (round(ra, 2), round(dec, 2))
-        if cell not in epochs_of_cell:
-            epochs_of_cell[cell] = history.epochs(ra, dec)
-        epochs = [e for e in epochs_of_cell[cell] if covers(e.corners, ra, dec) and e.jd < row["jd"]]
-        limits = [dict.fromkeys(prv_fields) | limit for limit in map(limit_row, epochs) if limit is not None]
-        item.prv_candidates = assemble_history(known, limits, row["jd"], row["candid"], programs) or None
-        earlier = [k for k in known if k["jd"] < row["jd"]]
-        same_channel = [k for k in earlier if k["field"] == row["field"] and k["rcid"] == row["rcid"]]
-        row["ndethist"] = len(same_channel) + 1
-        row["ncovhist"] = len(epochs) + 1
-        row["jdstarthist"] = min([k["jd"] for k in same_channel], default=row["jd"])
-        row["jdendhist"] = row["jd"]
-        history.add_detection(item.object_id, {name: row.get(name) for name in prv_fields})
+    def movers(self, candids: Sequence[int], night: str) -> dict[int, int]:
+        """Which of these candids are known to move: candid to tracklet."""
+        ...
+
+    def forced(self, names: Sequence[str]) -> dict[str, dict[int, Row | None]]:
+        """Forced points of objects by pid; None where the image gave none."""
+        ...
+
+    def add_forced(self, points: Sequence[tuple[str, int, Row | None]]) -> list[Row | None]:
+        """Remember forced points (objectId, pid, row of ``fp_hist``); one that is there already stays.
+
+        Returns what is remembered now, in the same order.
+        """
+        ...
 
 
 def cell_of(ra: float, dec: float, size: float) -> tuple[int, int]:
@@ -198,50 +281,7 @@ def cells_around(ra: float, dec: float, size: float) -> list[tuple[int, int]]:
     return sorted(found)
 
 
-class MemoryHistory:
-    """``History`` in this process's memory."""
-
-    def __init__(self) -> None:
-        self._epochs: dict[int, QuadrantReport] = {}
-        self._objects: dict[tuple[int, int], dict[str, tuple[float, float]]] = {}
-        self._names: set[str] = set()
-        self._detections: dict[str, dict[int, Row]] = {}
-
-    def add_epoch(self, report: QuadrantReport) -> None:
-        """See ``History``."""
-        if report.corners:
-            self._epochs[report.pid] = report
-
-    def object_id(self, ra: float, dec: float, jd: float, candid: int) -> str:
-        """See ``History``."""
-        size = OBJECT_CELL
-        near = [c for cell in cells_around(ra, dec, size) for c in self._objects.get(cell, {}).items()]
-        name = nearest_object(ra, dec, [(n, r, d) for n, (r, d) in near])
-        if name is None:
-            name = first_free(jd, candid, self._names)
-            self.add_object(name, ra, dec)
-        return name
-
-    def add_object(self, name: str, ra: float, dec: float) -> None:
-        """Remember an object that was named before (from the archive)."""
-        self._names.add(name)
-        self._objects.setdefault(cell_of(ra, dec, OBJECT_CELL), {}).setdefault(name, (ra, dec))
-
-    def add_detection(self, object_id: str, row: Row) -> None:
-        """See ``History``."""
-        self._detections.setdefault(object_id, {})[row["candid"]] = row
-
-    def detections(self, object_id: str) -> list[Row]:
-        """See ``History``."""
-        return list(self._detections.get(object_id, {}).values())
-
-    def epochs(self, ra: float, dec: float) -> list[QuadrantReport]:
-        """See ``History``."""
-        found = [e for e in self._epochs.values() if covers_nearly(e.corners, ra, dec)]
-        return sorted(found, key=lambda e: (e.jd, e.pid))
-
-
-def first_free(jd: float, candid: int, taken: set[str]) -> str:
+def first_free(jd: float, candid: int, taken: Container[str]) -> str:
     """First name for a new object that is not taken."""
     year = year_of(jd)
     attempt = 0

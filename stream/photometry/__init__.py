@@ -2,14 +2,15 @@
 
 The pipeline calls them in this order: ``estimate_background``, ``detect``, ``build_psf``, ``measure_sources``,
 ``with_sky_positions`` (astrometry comes between), ``fit_zeropoint``, ``mark_sources``, ``maglim``,
-``photometric_infobits``. ``forced_fluxes`` measures given places on any image; ``fit_stars`` and what goes with it
-take saturated stars out of an image that is to be interpolated or subtracted.
+``photometric_infobits``. ``forced_fluxes`` measures given places on any image, ``window_fluxes`` those of windows out
+of a difference image; ``fit_stars`` and what goes with it take saturated stars out of an image that is to be
+interpolated or subtracted.
 """
 
 from stream.photometry.background import estimate_background
 from stream.photometry.cloud import CLEAR, cloud_verdict
 from stream.photometry.detect import detect
-from stream.photometry.forced import forced_fluxes
+from stream.photometry.forced import ForcedFlux, GridPsf, forced_fluxes, window_fluxes
 from stream.photometry.measure import (
     ApertureCorrections,
     aperture_corrections,
@@ -34,6 +35,8 @@ from stream.photometry.zeropoint import fit_zeropoint, match_calibrators
 __all__ = [
     "CLEAR",
     "ApertureCorrections",
+    "ForcedFlux",
+    "GridPsf",
     "Star",
     "add_stars",
     "aperture_corrections",
@@ -56,5 +59,6 @@ __all__ = [
     "remove_rings",
     "saturated_stars",
     "subtract_stars",
+    "window_fluxes",
     "with_sky_positions",
 ]

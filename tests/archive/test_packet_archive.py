@@ -137,15 +137,19 @@ class Memory:
         self.epochs: list[int] = []
         self.objects: list[tuple[str, float]] = []
         self.detections: list[tuple[str, int]] = []
+        self.forced: list[tuple[str, int]] = []
 
     def add_epoch(self, report) -> None:
         self.epochs.append(report.pid)
 
-    def add_object(self, name: str, ra: float, dec: float) -> None:
+    def add_object(self, name: str, ra: float, dec: float, jd: float, candid: int) -> None:
         self.objects.append((name, ra))
 
-    def add_detection(self, object_id: str, row) -> None:
-        self.detections.append((object_id, row["candid"]))
+    def add_detections(self, rows) -> None:
+        self.detections.extend((object_id, row["candid"]) for object_id, row in rows)
+
+    def add_forced(self, points) -> None:
+        self.forced.extend((object_id, pid) for object_id, pid, _ in points)
 
 
 def test_the_last_month_is_recalled_in_time_order(store: ProductStore) -> None:

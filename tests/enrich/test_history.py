@@ -14,8 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stream.core.records import BatchItem, CandidateBatch, QuadrantReport
+from stream.enrich import MemoryHistory, RedisHistory, enrich_batch
 from stream.enrich import history as h
-from stream.enrich.redis_history import RedisHistory, footprint_cells
+from stream.enrich.redis_history import footprint_cells
 
 RA = st.floats(0, 360, exclude_max=True, allow_nan=False)
 DEC = st.floats(-89.9, 89.9, allow_nan=False)
@@ -52,7 +53,7 @@ def batch_at(pid: int, jd: float, places: list[tuple[float, float]], programid: 
 def memory(request: pytest.FixtureRequest) -> h.History:
     """Both memories: whatever one does, the other must do."""
     if request.param == "memory":
-        return h.MemoryHistory()
+        return MemoryHistory()
     client = redis.Redis.from_url(request.getfixturevalue("redis_url"))
     client.flushall()
     return RedisHistory(client)
@@ -128,8 +129,8 @@ def test_two_epochs_of_one_place_make_one_object_with_a_history(memory: h.Histor
     )
     for pid, jd in ((8, 2458848.6), (10, 2458850.6), (11, 2458851.6)):
         memory.add_epoch(report(pid, jd))
-    h.enrich_batch(first, memory, PRV_FIELDS)
-    h.enrich_batch(second, memory, PRV_FIELDS)
+    enrich_batch(first, memory, PRV_FIELDS)
+    enrich_batch(second, memory, PRV_FIELDS)
     (event,) = second.items
     assert event.object_id == first.items[0].object_id != first.items[1].object_id
     assert event.prv_candidates is not None
@@ -148,22 +149,22 @@ def test_two_epochs_of_one_place_make_one_object_with_a_history(memory: h.Histor
 def test_a_repeat_of_the_same_quadrant_changes_nothing(memory: h.History) -> None:
     for pid, jd in ((10, 2458850.6), (11, 2458851.6)):
         memory.add_epoch(report(pid, jd))
-        h.enrich_batch(batch_at(pid, jd, [(150.0, 20.0)]), memory, PRV_FIELDS)
+        enrich_batch(batch_at(pid, jd, [(150.0, 20.0)]), memory, PRV_FIELDS)
     results = []
     for _ in range(2):
         memory.add_epoch(report(11, 2458851.6))
         again = batch_at(11, 2458851.6, [(150.0, 20.0)])
-        h.enrich_batch(again, memory, PRV_FIELDS)
+        enrich_batch(again, memory, PRV_FIELDS)
         results.append((again.items[0].object_id, again.items[0].prv_candidates, again.items[0].candidate))
     assert results[0] == results[1]
 
 
 @pytest.mark.services
 def test_private_photometry_stays_out_of_public_history(memory: h.History) -> None:
-    h.enrich_batch(batch_at(10, 2458850.6, [(150.0, 20.0)], programid=2), memory, PRV_FIELDS)
+    enrich_batch(batch_at(10, 2458850.6, [(150.0, 20.0)], programid=2), memory, PRV_FIELDS)
     public, private = batch_at(11, 2458851.6, [(150.0, 20.0)]), batch_at(12, 2458852.6, [(150.0, 20.0)], programid=2)
-    h.enrich_batch(public, memory, PRV_FIELDS)
-    h.enrich_batch(private, memory, PRV_FIELDS)
+    enrich_batch(public, memory, PRV_FIELDS)
+    enrich_batch(private, memory, PRV_FIELDS)
     assert public.items[0].prv_candidates is None
     assert private.items[0].prv_candidates is not None
     assert len(private.items[0].prv_candidates) == 2
