@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stream.astrometry import solve, wcs_cards
-from stream.calibrate import calibrate, mask_halos
+from stream.calibrate import CalibrateSettings, calibrate, mask_halos
 from stream.core.camera import FULL, Camera, nominal_wcs
 from stream.core.errors import Permanent, PhotometryError, Retriable
 from stream.core.flags import BAD_BITS, MASK_BITS, SOURCE_BITS, Info, Mask, status_of
@@ -71,6 +71,7 @@ class ScienceSettings:
     # Cuts before packaging: the survey's of 2018 lose half of what lies at S/N 6, ours keep it for the classifiers.
     profile: str = "noise-aware"
     subtract: bool = True  # False: science products only, as for reference building
+    calibrate: CalibrateSettings = CalibrateSettings()
 
 
 class Stopwatch:
@@ -110,7 +111,7 @@ def process_quadrant(
     result = QuadrantResult(report=new_report(raw.quadrant), quadrant=raw.quadrant)
     with _outcome(result, watch):
         with watch.step("calibrate"):
-            image = calibrate(raw, inputs.calibration(raw.quadrant))
+            image = calibrate(raw, inputs.calibration(raw.quadrant), settings.calibrate)
         result.report.calids, result.report.notes = list(image.calids), list(image.notes)
         result.science = make_science(image, inputs, settings, watch)
         report_science(result.report, result.science)

@@ -38,9 +38,14 @@ class Aggressor:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationFrame:
-    """A bias or fringe frame (DN) or flat (median 1) of one readout channel, its uncertainty and where it came from."""
+    """A frame of one readout channel, its uncertainty and where it came from.
 
-    kind: str  # bias, hifreqflat, loflat, fringe
+    ``data`` by ``kind``: ``bias`` DN; ``hifreqflat`` and ``loflat`` response, median 1; ``fringe`` DN of a pattern of
+    r.m.s. 1; ``shutter`` seconds that a pixel is open beyond EXPTIME (negative: less). ``qa["jd_end"]`` is the start of
+    the newest exposure it is made of.
+    """
+
+    kind: str
     rcid: int
     fid: int  # 0 for a bias
     nid: int
@@ -113,4 +118,4 @@ class CalibrationSet:
     pixelmask: PixelMask | None = None
     instrument: InstrumentModel | None = None
     persistent: U16 | None = None
-    shutter: F32 | None = None  # (ny, nx) seconds that a pixel sees beyond EXPTIME (negative: fewer)
+    shutter: CalibrationFrame | None = None
