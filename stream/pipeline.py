@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class ScienceSettings:
     # Cuts before packaging: the survey's of 2018 lose half of what lies at S/N 6, ours keep it for the classifiers.
     profile: str = "noise-aware"
     subtract: bool = True  # False: science products only, as for reference building
-    calibrate: CalibrateSettings = CalibrateSettings()
+    calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
 
 
 class Stopwatch:

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.calibrate.cells import cell_medians, filled, spread_cells
+from stream.core.cells import cell_medians, filled, spread_cells
 from stream.core.flags import BAD_BITS
 from stream.core.records import F32, U16
 

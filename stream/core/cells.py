@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core.records import F32
+F32 = NDArray[np.float32]
 
 
 def cell_medians(image: F32, cell: int) -> F32:
