@@ -12,8 +12,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from stream.core.cells import cell_medians, filled, spread_cells
 from stream.calibrate.combine import trimmed_scatter
+from stream.core.cells import cell_medians, filled, spread_cells
 from stream.core.flags import Mask
 from stream.core.records import F32, U16
 

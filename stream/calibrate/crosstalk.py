@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core.cells import cell_medians, filled, spread_cells
 from stream.calibrate.overscan import clipped_rms, overscan_level
 from stream.core.camera import read_order, read_position
+from stream.core.cells import cell_medians, filled, spread_cells
 from stream.core.errors import CalibrationError
 from stream.core.flags import Mask
 from stream.core.records import F32, U16, InstrumentModel, RawQuadrant

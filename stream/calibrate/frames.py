@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from stream.calibrate.badpixels import Scatter, flat_defects, hot_pixels, noisy_pixels
-from stream.core.cells import cell_medians
 from stream.calibrate.combine import RawFrame, bias_outliers, combine, dark_outliers, flat_outliers, select
+from stream.core.cells import cell_medians
 from stream.core.errors import CalibrationError
 from stream.core.flags import Mask
 from stream.core.records import F32, U16, CalibrationFrame, PixelMask, RawQuadrant, Row
