@@ -11,15 +11,27 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from stream.astrometry import solve, wcs_cards
-from stream.calibrate import CalibrateSettings, calibrate, mask_halos
+from stream.calibrate import (
+    CalibrateSettings,
+    calibrate,
+    find_tracks,
+    focal_plane,
+    ghost_stars,
+    halo_limit,
+    mask_ghosts,
+    mask_halos,
+    mask_spillage,
+    mask_tracks,
+)
 from stream.core.camera import FULL, Camera, nominal_wcs
 from stream.core.errors import Permanent, PhotometryError, Retriable
 from stream.core.flags import BAD_BITS, MASK_BITS, SOURCE_BITS, Info, Mask, status_of
+from stream.core.ghosts import FIELD_RADIUS, GhostGeometry
 from stream.core.psf import moffat_psf
 from stream.core.records import (
     U16,
@@ -111,9 +123,10 @@ def process_quadrant(
     result = QuadrantResult(report=new_report(raw.quadrant), quadrant=raw.quadrant)
     with _outcome(result, watch):
         with watch.step("calibrate"):
-            image = calibrate(raw, inputs.calibration(raw.quadrant), settings.calibrate)
+            frames = inputs.calibration(raw.quadrant)
+            image = calibrate(raw, frames, settings.calibrate)
         result.report.calids, result.report.notes = list(image.calids), list(image.notes)
-        result.science = make_science(image, inputs, settings, watch)
+        result.science = make_science(image, inputs, settings, watch, frames.ghosts)
         report_science(result.report, result.science)
         if settings.subtract:
             search(result, inputs, settings, watch)
@@ -137,23 +150,53 @@ def process_science(
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class FirstLook:
+    """What is known of an image before its place on the sky."""
+
+    background: Background
+    tracks: tuple[Track, ...]
+    detections: Table
+
+
+def first_look(image: CalibratedImage, threshold: float, watch: Stopwatch) -> tuple[CalibratedImage, FirstLook]:
+    """Sky, masks of what is found on the image itself, and a first list of sources; the image with those masks.
+
+    Tracks come before the sources (``stream.calibrate`` says why).
+    """
+    q = image.quadrant
+    with watch.step("background"):
+        background = estimate_background(image.data, image.mask)
+    with watch.step("tracks"):
+        mask = mask_spillage(image.data, background, image.mask, q.qid, q.exposure.jd - 2_400_000.5)
+        tracks = find_tracks(image.data, background, mask)
+        image = replace(image, mask=mask_tracks(mask, tracks))
+    with watch.step("detect"):
+        detections = detect(image.data, background, image.mask, threshold)
+    return image, FirstLook(background, tracks, detections)
+
+
 def make_science(
-    image: CalibratedImage, inputs: QuadrantInputs, settings: ScienceSettings, watch: Stopwatch
+    image: CalibratedImage,
+    inputs: QuadrantInputs,
+    settings: ScienceSettings,
+    watch: Stopwatch,
+    ghosts: GhostGeometry | None = None,
 ) -> ScienceImage:
-    """From calibrated pixels to a science image: sky, WCS, PSF, sources, zero point, masks, quality word."""
+    """From calibrated pixels to a science image: sky, WCS, PSF, sources, zero point, masks, quality word.
+
+    ``ghosts`` is the calibrated geometry of the channel's ghosts; None: the nominal one, and the notes say so.
+    """
     exposure = image.quadrant.exposure
     guess = nominal_wcs(settings.camera, exposure.ra, exposure.dec, image.quadrant.rcid)
     radius = 0.5 * np.hypot(*image.data.shape) * settings.camera.pixel_scale / 3600.0 + CONE_MARGIN
     ra0, dec0 = (float(v) for v in guess.wcs.crval)
-    with watch.step("background"):
-        background = estimate_background(image.data, image.mask)
-    with watch.step("detect"):
-        detections = detect(image.data, background, image.mask, settings.detection_sigma)
+    image, look = first_look(image, settings.detection_sigma, watch)
     with watch.step("astrometry"):
         gaia = inputs.gaia(ra0, dec0, radius)
         gaia = gaia[gaia["phot_g_mean_mag"] < GAIA_FAINT_LIMIT]
-        astrometry = solve(detections, gaia, guess, exposure.jd_mid, image.data.shape)
-    return measure_science(image, detections, background, astrometry, inputs, (ra0, dec0, radius), watch)
+        astrometry = solve(look.detections, gaia, guess, exposure.jd_mid, image.data.shape)
+    return measure_science(image, look, astrometry, inputs, (ra0, dec0, radius), watch, ghosts)
 
 
 def science_from_calibrated(
@@ -170,13 +213,9 @@ def science_from_calibrated(
     Moffat profile when the image has too few stars to measure a PSF; the notes and INFOBITS say so.
     """
     watch = watch or Stopwatch()
-    settings = ScienceSettings()
-    with watch.step("background"):
-        background = estimate_background(image.data, image.mask)
-    with watch.step("detect"):
-        detections = detect(image.data, background, image.mask, settings.detection_sigma)
+    image, look = first_look(image, ScienceSettings().detection_sigma, watch)
     cone = footprint_cone(astrometry, image.data.shape)
-    return measure_science(image, detections, background, astrometry, inputs, cone, watch, zeropoint, seeing)
+    return measure_science(image, look, astrometry, inputs, cone, watch, None, zeropoint, seeing)
 
 
 def footprint_cone(astrometry: Astrometry, shape: tuple[int, ...]) -> tuple[float, float, float]:
@@ -188,17 +227,17 @@ def footprint_cone(astrometry: Astrometry, shape: tuple[int, ...]) -> tuple[floa
 
 def measure_science(
     image: CalibratedImage,
-    detections: Table,
-    background: Background,
+    look: FirstLook,
     astrometry: Astrometry,
     inputs: QuadrantInputs,
     cone: tuple[float, float, float],
     watch: Stopwatch,
+    ghosts: GhostGeometry | None = None,
     zeropoint: ZeroPoint | None = None,
     seeing: float | None = None,
-    tracks: tuple[Track, ...] = (),
 ) -> ScienceImage:
     """PSF, sources, zero point (unless given) and masks of an image whose WCS is known."""
+    background, detections = look.background, look.detections
     noise = image.gain, image.readnoise
     notes, infobits, e = image.notes, astrometry.infobits, image.quadrant.exposure
     with watch.step("psf"):
@@ -218,7 +257,8 @@ def measure_science(
     with watch.step("zeropoint"):
         zeropoint = zeropoint or fit_zeropoint(sources, inputs.ps1(*cone), image.quadrant.exposure.fid)
     with watch.step("mask"):
-        mask = mask_halos(image.mask, astrometry.wcs, inputs.bright(*cone), FULL.pixel_scale)
+        mask, ghost_note = _mask_reflections(image, astrometry, inputs, cone, zeropoint.magzp, background.sigma, ghosts)
+        notes += ghost_note
         mask = mark_sources(mask, sources)
         sources["flags"] = box_flags(mask & np.uint16(~SOURCE_BITS & 0xFFFF), sources["x"], sources["y"])
     depth = maglim(psf, background, zeropoint)
@@ -230,8 +270,28 @@ def measure_science(
     infobits |= 0 if cloud == CLEAR else Info.BAD_QUALITY
     return ScienceImage(
         image.quadrant, image.data, mask, *noise, image.saturate, background, psf, astrometry, zeropoint, sources,
-        depth, int(infobits), apertures.values, apertures.uncertainties, image.calids, notes, image.age, cloud, tracks,
+        depth, int(infobits), apertures.values, apertures.uncertainties, image.calids, notes,
+        image.age, cloud, look.tracks,
     )  # fmt: skip
+
+
+def _mask_reflections(
+    image: CalibratedImage,
+    astrometry: Astrometry,
+    inputs: QuadrantInputs,
+    cone: tuple[float, float, float],
+    magzp: float,
+    sigma: float,
+    ghosts: GhostGeometry | None,
+) -> tuple[U16, tuple[str, ...]]:
+    """The mask with halos and ghosts of bright stars, and a note where a ghost was placed by nominal geometry."""
+    exposure, wcs, scale = image.quadrant.exposure, astrometry.wcs, FULL.pixel_scale
+    mask = mask_halos(image.mask, wcs, inputs.bright(*cone), scale, halo_limit(magzp, sigma))
+    plane = focal_plane(wcs, image.quadrant.rcid, image.data.shape, (exposure.ra, exposure.dec))
+    stars = ghost_stars(inputs.bright(*plane.boresight, FIELD_RADIUS), plane, magzp)
+    masked = mask_ghosts(mask, plane, stars, ghosts or GhostGeometry(), sigma, scale)
+    nominal = ghosts is None and masked is not mask
+    return masked, (("nominal_ghosts",) if nominal else ())
 
 
 def search(result: QuadrantResult, inputs: QuadrantInputs, settings: ScienceSettings, watch: Stopwatch) -> None:

@@ -16,20 +16,28 @@ The order undoes what nature and the electronics did (``interfaces.md`` §1), la
 8. *Tagging*: saturation on raw DN (the converter's ceiling knows no calibration), defects from the frames, NaN,
    cross-talk that could not be corrected, then hits of particles, which need the finished pixels and the defects.
 
-A pixel's uncertainty is derived, never stored: variance = data / gain + (readnoise / gain)^2, in DN^2. Halos, ghosts
-and tracks need the astrometric solution or the sky and come later.
+A pixel's uncertainty is derived, never stored: variance = data / gain + (readnoise / gain)^2, in DN^2.
+
+What needs more than this is masked later, on the way of the image (``stream.pipeline``). Once the sky is known:
+*spillage* and *tracks* (``mask_spillage``, ``find_tracks``), before sources are detected, so that no piece of a trail
+becomes a star which astrometry or the PSF would use. Once the place on the sky and the zero point are known: *halos*
+and *ghosts* of bright stars (``mask_halos``, ``mask_ghosts``), smooth light that harms no fit; then the catalogues'
+flags are read off the finished mask.
 
 Calibration frames are made of a night's raw ones (``frames``), of the sky itself (``skyflat``, ``fringe``), and what an
 observatory does not hand over is measured: cross-talk matrix (``crosstalk``), gain, read noise and saturation
-(``transfer``), shutter (``shutter``).
+(``transfer``), shutter (``shutter``), the geometry of ghosts (``ghosts``), persistent artefacts (``persistent``).
 """
 
 from stream.calibrate.frames import build_bias, build_flat
-from stream.calibrate.halos import mask_halos
+from stream.calibrate.ghosts import calibrate_ghosts, focal_plane, ghost_sample, ghost_stars, mask_ghosts
+from stream.calibrate.halos import halo_limit, mask_halos
 from stream.calibrate.image import CalibrateSettings, calibrate, saturated_fraction, saturation_infobits
 from stream.calibrate.linearity import linearity_coefficients
 from stream.calibrate.overscan import OverscanLevel, overscan_level
 from stream.calibrate.spikes import flag_spikes
+from stream.calibrate.spillage import mask_spillage
+from stream.calibrate.tracks import find_tracks, mask_tracks
 
 __all__ = [
     "CalibrateSettings",
@@ -37,9 +45,18 @@ __all__ = [
     "build_bias",
     "build_flat",
     "calibrate",
+    "calibrate_ghosts",
+    "find_tracks",
     "flag_spikes",
+    "focal_plane",
+    "ghost_sample",
+    "ghost_stars",
+    "halo_limit",
     "linearity_coefficients",
+    "mask_ghosts",
     "mask_halos",
+    "mask_spillage",
+    "mask_tracks",
     "overscan_level",
     "saturated_fraction",
     "saturation_infobits",

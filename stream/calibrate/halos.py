@@ -13,11 +13,24 @@ from stream.core.records import U16, Table
 
 # Measured in the survey's own masks on two fields (ztf-facts §2.3): the co-moving reflection of a bright star.
 HALO_RADIUS = 367.0  # arcsec
-HALO_VMAG = 6.5  # Tycho-2 V of the faintest star that gets one
+HALO_VMAG = 6.5  # Tycho-2 V of the faintest star that always gets one
+# Fainter stars, down to this, get one where their halo is brighter than the sky's noise in 16 x 16 px. A halo has some
+# 2e-8 of its star's flux in a pixel.
+FAINT_VMAG = 7.0
+HALO_LIGHT = 2e-8
+CELL = 16
 
 
-def mask_halos(mask: U16, wcs: WCS, bright: Table, pixel_scale: float) -> U16:
-    """The mask with bit 12 set within 367 arcsec of every star of V <= 6.5, inside the image or not.
+def halo_limit(magzp: float, sigma: float) -> float:
+    """V of the faintest star whose halo gets masked, for a zero point (mag) and noise of a sky pixel (DN)."""
+    if not (math.isfinite(magzp) and sigma > 0):
+        return HALO_VMAG
+    shown = magzp + 2.5 * math.log10(HALO_LIGHT * CELL / sigma)
+    return min(max(shown, HALO_VMAG), FAINT_VMAG)
+
+
+def mask_halos(mask: U16, wcs: WCS, bright: Table, pixel_scale: float, limit: float = HALO_VMAG) -> U16:
+    """The mask with bit 12 set within 367 arcsec of every star of V <= ``limit``, inside the image or not.
 
     Parameters
     ----------
@@ -29,10 +42,12 @@ def mask_halos(mask: U16, wcs: WCS, bright: Table, pixel_scale: float) -> U16:
         Stars; rows without position or magnitude (NaN) are no stars. Any number, anywhere on the sky.
     pixel_scale : float
         arcsec per px.
+    limit : float
+        See ``halo_limit``.
     """
     ny, nx = mask.shape
     radius = HALO_RADIUS / pixel_scale
-    wanted = np.isfinite(bright["ra"]) & np.isfinite(bright["dec"]) & (bright["vmag"] <= HALO_VMAG)
+    wanted = np.isfinite(bright["ra"]) & np.isfinite(bright["dec"]) & (bright["vmag"] <= limit)
     ra, dec = bright["ra"][wanted], bright["dec"][wanted]
     centre = wcs.all_pix2world([[(nx - 1) / 2, (ny - 1) / 2]], 0)[0]
     # A first cut on the sphere, with a tenth to spare: a WCS inverted far from its image gives nonsense.
@@ -66,8 +81,8 @@ def _places(wcs: WCS, ra: NDArray[np.float64], dec: NDArray[np.float64], size: t
     """
     x0, y0 = (size[0] - 1) / 2, (size[1] - 1) / 2
     sky = wcs.all_pix2world([[x0, y0], [x0 + 1, y0], [x0, y0 + 1]], 0)
-    offsets = np.array([_gnomonic(*place, *sky[0]) for place in sky[1:]]).T  # columns: d(xi, eta) per px in x, y
-    star = np.array([_gnomonic(a, d, *sky[0]) for a, d in zip(ra, dec, strict=True)])
+    offsets = np.array([gnomonic(*place, *sky[0]) for place in sky[1:]]).T  # columns: d(xi, eta) per px in x, y
+    star = np.array([gnomonic(a, d, *sky[0]) for a, d in zip(ra, dec, strict=True)])
     linear = np.linalg.solve(offsets, star.T).T + np.array([x0, y0])
     try:
         places = np.asarray(wcs.all_world2pix(np.stack([ra, dec], axis=1), 0, quiet=True))
@@ -77,7 +92,7 @@ def _places(wcs: WCS, ra: NDArray[np.float64], dec: NDArray[np.float64], size: t
     return np.asarray(np.where(good[:, None], places, linear), dtype=np.float64)
 
 
-def _gnomonic(ra: float, dec: float, ra0: float, dec0: float) -> tuple[float, float]:
+def gnomonic(ra: float, dec: float, ra0: float, dec0: float) -> tuple[float, float]:
     """Tangent-plane offsets (xi east, eta north; rad) of a place (deg) from a tangent point (deg)."""
     a, d, d0 = math.radians(ra - ra0), math.radians(dec), math.radians(dec0)
     cosine = math.sin(d0) * math.sin(d) + math.cos(d0) * math.cos(d) * math.cos(a)

@@ -17,6 +17,7 @@ F64 = NDArray[np.float64]
 GHOST_VMAG = 7.0
 # The telescope's light reaches the detectors from nowhere beyond this (deg from the boresight, each axis).
 FIELD_HALF_SIDE = 3.7
+FIELD_RADIUS = 5.3  # deg, to the corners and a little more
 
 
 @dataclass(frozen=True, slots=True)

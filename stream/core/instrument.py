@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.core.ghosts import GhostGeometry
+
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
@@ -108,7 +110,8 @@ class CalibrationSet:
     """What a quadrant is calibrated with; ``None`` where nothing valid exists (the quality record says so).
 
     ``flat`` is the night's high-frequency flat, ``loflat`` multiplies it (dome lamp to sky). ``persistent`` (ny, nx)
-    has ``Mask.PERSISTENT`` where artefacts return night after night.
+    has ``Mask.PERSISTENT`` where artefacts return night after night. ``ghosts`` is the calibrated geometry of this
+    channel's ghosts.
     """
 
     bias: CalibrationFrame | None = None
@@ -118,4 +121,5 @@ class CalibrationSet:
     pixelmask: PixelMask | None = None
     instrument: InstrumentModel | None = None
     persistent: U16 | None = None
+    ghosts: GhostGeometry | None = None
     shutter: CalibrationFrame | None = None
