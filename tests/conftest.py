@@ -32,4 +32,4 @@ def real_data() -> Path:
 
 
 from nights import night, processed, system  # noqa: E402, F401 - fixtures
-from services import kafka, make_topic, prefix, redis_url, settings  # noqa: E402, F401 - fixtures
+from services import broker, kafka, make_topic, prefix, redis_url, settings  # noqa: E402, F401 - fixtures

@@ -15,8 +15,8 @@ from stream.engine.embedded_redis import EmbeddedRedis
 
 
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of an embedded broker; no topics in it but those that tests make."""
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedKafka]:
+    """An embedded broker with its users; no topics in it but those that tests make."""
     broker = EmbeddedKafka(tmp_path_factory.mktemp("kafka"))
     try:
         broker.start()
@@ -25,9 +25,15 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             pytest.skip(str(error))
         raise
     try:
-        yield broker.bootstrap
+        yield broker
     finally:
         broker.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka(broker: EmbeddedKafka) -> str:
+    """Address of that broker."""
+    return broker.bootstrap
 
 
 @pytest.fixture(scope="session")
@@ -44,12 +50,13 @@ def prefix(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def settings(kafka: str, redis_url: str, prefix: str) -> Settings:
-    """Settings of this test's own on the session's broker and Redis."""
-    return load_settings(
-        environ={}, bootstrap=kafka, redis_url=redis_url, group_prefix=prefix, camera="small", instance="test",
+def settings(broker: EmbeddedKafka, redis_url: str, prefix: str) -> Settings:
+    """Settings of this test's own on the session's broker and Redis, with an administrator's rights."""
+    mine = load_settings(
+        environ={}, redis_url=redis_url, group_prefix=prefix, camera="small", instance="test",
         session_timeout_ms=6_000, log_level="info",
     )  # fmt: skip
+    return broker.signed_in(mine).as_admin()
 
 
 @pytest.fixture

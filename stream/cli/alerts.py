@@ -89,20 +89,17 @@ def _messages(topics: str, group: str, beginning: bool, stopped: Callable[[], bo
     from confluent_kafka import KafkaError
 
     from stream.engine.config import load_settings
-    from stream.engine.embedded import find_running
+    from stream.engine.embedded import broker_of
+    from stream.engine.embedded_kafka import ADMIN, SERVICE
     from stream.engine.kafka import make_consumer
 
-    settings = load_settings()
-    if not settings.bootstrap:
-        running = find_running(settings.data_dir)
-        if running is None:
-            raise UsageError(
-                f"nothing is running in {settings.data_dir}: start it with 'ztf-stream run', or set ZTF_BOOTSTRAP"
-            )
-        settings = settings.model_copy(update={"bootstrap": running.bootstrap})
+    settings = broker_of(load_settings())
+    # A user that is not ours may not use our consumer groups.
+    owner = settings.sasl_username
+    prefix = settings.group_prefix if owner in ("", SERVICE, ADMIN) else owner
     consumer = make_consumer(
         settings,
-        group or f"{settings.group_prefix}-tail-{time.time_ns()}",
+        group or f"{prefix}-tail-{time.time_ns()}",
         "tail",
         auto_offset_reset="earliest" if beginning else "latest",
         topic_metadata_refresh_interval_ms=2_000,  # a night's topic appears with its first alert

@@ -163,14 +163,13 @@ def stream_night(plan: DemoPlan, settings: Settings, console: Console) -> Gather
     """Start the workers, ingest the science packets, read the alerts as a subscriber until all are there."""
     from stream.cli.common import progress_bar
     from stream.engine import logs
+    from stream.engine.access import make_ready
     from stream.engine.gather import NightReader
-    from stream.engine.kafka import make_admin
     from stream.engine.supervise import Supervisor
-    from stream.engine.topics import apply_topics, load_topics
     from stream.engine.workers import children
 
     logs.configure(settings.model_copy(update={"log_level": "error"}), worker="demo")
-    apply_topics(make_admin(settings), load_topics(settings.topics_file), settings.profile)
+    make_ready(settings)
     packets = sorted((plan.night / "raw" / "sci").iterdir())
     expected = 4 * len(packets)
     workers = children(settings)

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "process": ("stream.cli.process", "process", "Packets to products and alert files, without a broker."),
     "ingest": ("stream.cli.ingest", "ingest", "Raw packets onto Kafka, each once."),
     "topics": ("stream.cli.topics", "app", "topics.yaml against a broker."),
+    "users": ("stream.cli.users", "app", "Who may read the broker."),
     "alerts": ("stream.cli.alerts", "app", "Read alerts as a subscriber."),
     "deadletter": ("stream.cli.deadletter", "app", "What failed, why, and try again."),
     "models": ("stream.cli.models", "app", "Train and inspect the real-bogus classifiers."),

@@ -21,17 +21,16 @@ def run(
     from rich.console import Console
 
     from stream.engine import logs
+    from stream.engine.access import make_ready
     from stream.engine.config import load_settings
     from stream.engine.embedded import services
-    from stream.engine.kafka import make_admin
     from stream.engine.supervise import Supervisor
-    from stream.engine.topics import apply_topics, load_topics
     from stream.engine.workers import children
 
     console = Console(stderr=True)
     settings = load_settings(store=store, data_dir=data_dir, camera=camera, pixel_workers=pixel_workers)
     with services(settings) as located:
-        apply_topics(make_admin(located), load_topics(located.topics_file), located.profile)
+        make_ready(located)
         logs.configure(located, worker="run")
         console.print(f"Kafka {located.bootstrap}, Redis {located.redis_url}, store {located.store}")
         Supervisor(children(located)).run()

@@ -1,4 +1,4 @@
-"""``ztf-stream topics``: the topics file against a broker."""
+"""``ztf-stream topics``: the topics file against a broker, users' rights included."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from stream.cli.common import print_json
+from stream.engine.access import AccessChanges, Grant, apply_access, diff_access
 from stream.engine.config import Settings, load_settings
-from stream.engine.embedded import located
+from stream.engine.embedded import broker_of
 from stream.engine.kafka import make_admin
 from stream.engine.topics import Changes, apply_topics, desired_topics, diff, load_topics
 
@@ -31,7 +32,7 @@ def _settings(profile: str | None, file: str | None, bootstrap: str | None = Non
 
 
 def _broker(settings: Settings) -> Settings:
-    return settings if settings.bootstrap else located(settings)
+    return broker_of(settings).as_admin()
 
 
 def _size(text: str) -> str:
@@ -77,12 +78,18 @@ def list_(
     Console().print(table)
 
 
-def _report(changes: Changes, as_json: bool, done: bool) -> None:
+def _rule(grant: Grant) -> str:
+    pattern = "..." if grant.pattern == "prefixed" else ""
+    return f"{grant.principal} {grant.permission} {grant.operation} {grant.resource}{pattern}"
+
+
+def _report(changes: Changes, access: AccessChanges, as_json: bool, done: bool) -> None:
+    drift = changes.drift or access.drift
     if as_json:
-        print_json({"drift": changes.drift, **asdict(changes)})
+        print_json({"drift": drift, **asdict(changes), "access": asdict(access)})
         return
     console = Console()
-    if not changes.drift:
+    if not drift:
         console.print("The broker is as topics.yaml states.")
     else:
         table = Table(title="Changed" if done else "The broker differs from topics.yaml")
@@ -96,7 +103,17 @@ def _report(changes: Changes, as_json: bool, done: bool) -> None:
             table.add_row(change.topic, change.setting, change.is_now, change.should_be)
         for sentence in changes.stuck:
             table.add_row("", f"[red]by hand:[/red] {sentence}", "", "")
+        for name in access.make:
+            table.add_row(name, "user", "absent", "stated")
+        for name in access.missing:
+            table.add_row(name, f"[red]by hand:[/red] user without a password: ztf-stream users add {name}", "", "")
+        for grant in access.grant:
+            table.add_row(grant.name, _rule(grant), "absent", "stated")
+        for grant in access.revoke:
+            table.add_row(grant.name, _rule(grant), "there", "not stated")
         console.print(table)
+    if access.disabled:
+        console.print("[yellow]This broker has no authorizer: it keeps no users' rights, everybody may read all.[/]")
     if changes.unknown:
         console.print(f"Not of topics.yaml, left alone: {', '.join(changes.unknown)}")
 
@@ -109,12 +126,13 @@ def apply(
     bootstrap: BootstrapOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the broker as the file states; exit status 1 if something is left that only a person can change."""
+    """Make topics, users and rights as the file states; exit status 1 if something is left for a person to change."""
     settings = _broker(_settings(profile, file, bootstrap))
     stated = load_topics(settings.topics_file)
     changes = apply_topics(make_admin(settings), stated, settings.profile, night or [])
-    _report(changes, as_json, done=True)
-    if changes.stuck:
+    access = apply_access(settings, stated)
+    _report(changes, access, as_json, done=True)
+    if changes.stuck or access.missing:
         raise typer.Exit(1)
 
 
@@ -128,7 +146,9 @@ def diff_(
 ) -> None:
     """Where the broker differs from the file; exit status 1 if it does anywhere."""
     settings = _broker(_settings(profile, file, bootstrap))
-    changes = diff(make_admin(settings), load_topics(settings.topics_file), settings.profile, night or [])
-    _report(changes, as_json, done=False)
-    if changes.drift:
+    stated = load_topics(settings.topics_file)
+    changes = diff(make_admin(settings), stated, settings.profile, night or [])
+    access = diff_access(settings, stated)
+    _report(changes, access, as_json, done=False)
+    if changes.drift or access.drift:
         raise typer.Exit(1)

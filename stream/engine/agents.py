@@ -9,6 +9,7 @@ repeat harmless. Faust's own exactly-once mode is known not to work and is not u
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -50,11 +51,23 @@ class CommittedConsumer(driver.Consumer):  # type: ignore[misc]
         return CommittedThread(self, loop=self.loop, beacon=self.beacon)
 
 
+def credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredentials | None:
+    """How a Faust app signs in, as ``Settings.kafka`` has the other clients do."""
+    context = ssl.create_default_context(cafile=settings.tls_ca or None) if settings.tls else None
+    if settings.sasl_username:
+        return faust.SASLCredentials(
+            username=settings.sasl_username, password=settings.sasl_password.get_secret_value(),
+            mechanism=settings.sasl_mechanism, ssl_context=context,
+        )  # fmt: skip
+    return faust.SSLCredentials(context) if context is not None else None
+
+
 def make_app(stage: Stage, settings: Settings, index: int = 0, heartbeat: Heartbeat | None = None) -> faust.App:
     """The Faust app of one stage: reads its sources, writes what ``handle`` returns."""
     app = faust.App(
         settings.group(stage.name),
         broker=[f"kafka://{address}" for address in settings.bootstrap.split(",")],
+        broker_credentials=credentials(settings),
         store="memory://",
         web_enabled=False,
         topic_disable_leader=True,

@@ -62,6 +62,10 @@ class Settings(BaseSettings):
 
     sasl_username: str = Field("", description="Kafka user; empty connects without authentication.")
     sasl_password: SecretStr = Field(SecretStr(""), description="Password of that Kafka user.")
+    admin_username: str = Field(
+        "", description="Kafka user that may make topics, users and rights; empty uses the one above."
+    )
+    admin_password: SecretStr = Field(SecretStr(""), description="Password of that Kafka user.")
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
         "SCRAM-SHA-512", description="SASL mechanism of the cluster; used only with a user."
     )
@@ -120,6 +124,8 @@ class Settings(BaseSettings):
     def _whole(self) -> Settings:
         if bool(self.sasl_username) != bool(self.sasl_password.get_secret_value()):
             raise ValueError("sasl_username and sasl_password go together: give both or neither")
+        if bool(self.admin_username) != bool(self.admin_password.get_secret_value()):
+            raise ValueError("admin_username and admin_password go together: give both or neither")
         if self.tls_ca and not self.tls:
             raise ValueError("tls_ca is given but tls is off: set tls to true")
         return self
@@ -143,6 +149,16 @@ class Settings(BaseSettings):
     def group(self, role: str) -> str:
         """Consumer group of a kind of worker."""
         return f"{self.group_prefix}-{role}"
+
+    def as_admin(self) -> Settings:
+        """The same settings, connecting as the administrator where one is known."""
+        if not self.admin_username:
+            return self
+        return self.model_copy(update={"sasl_username": self.admin_username, "sasl_password": self.admin_password})
+
+    def without_admin(self) -> Settings:
+        """The same settings without the administrator: what a worker gets that makes no topics, users or rights."""
+        return self.model_copy(update={"admin_username": "", "admin_password": SecretStr("")})
 
     def kafka(self) -> dict[str, Any]:
         """Connection part of a librdkafka configuration (``bootstrap`` must be set)."""

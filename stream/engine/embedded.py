@@ -1,7 +1,8 @@
 """The services a command needs, wherever they are: one's own by address, a running embedded pair, or a new one.
 
 ``running.json`` in the data folder tells other terminals (``alerts tail``, ``status``) where the embedded broker and
-Redis answer, and who runs them; a file left by a crash is recognised and not believed.
+Redis answer, who runs them, and in which file (readable by its owner alone) the broker's passwords are; a file left by
+a crash is recognised and not believed.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from pathlib import Path
 from stream.core.errors import UsageError
 from stream.engine import processes
 from stream.engine.config import Settings
-from stream.engine.embedded_kafka import EmbeddedKafka
+from stream.engine.embedded_kafka import EmbeddedKafka, Logins
 from stream.engine.embedded_redis import EmbeddedRedis
 
-__all__ = ["EmbeddedKafka", "EmbeddedRedis", "Running", "find_running", "located", "services"]
+__all__ = ["EmbeddedKafka", "EmbeddedRedis", "Running", "broker_of", "find_running", "located", "services"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Running:
     owner_pid: int
     kafka_pid: int
     redis_pid: int
+    credentials: str = ""  # file with the passwords of the embedded broker
 
 
 def _file(data_dir: Path) -> Path:
@@ -61,21 +63,42 @@ def located(settings: Settings) -> Settings:
     UsageError
         One is empty and no embedded system runs in ``data_dir``.
     """
-    if settings.bootstrap and settings.redis_url:
-        return settings
     running = find_running(settings.data_dir)
+    if settings.bootstrap and settings.redis_url:
+        return _signed_in(settings, running)
     if running is None or not (settings.bootstrap or running.bootstrap):
         missing = "ZTF_REDIS_URL" if settings.bootstrap else "ZTF_BOOTSTRAP"
         raise UsageError(
             f"nothing is running in {settings.data_dir}: start it with 'ztf-stream run' (same ZTF_DATA_DIR), or set "
             f"{missing} to a server of your own"
         )
-    return settings.model_copy(
+    found = settings.model_copy(
         update={
             "bootstrap": settings.bootstrap or running.bootstrap,
             "redis_url": settings.redis_url or running.redis_url,
         }
     )
+    return _signed_in(found, running)
+
+
+def _signed_in(settings: Settings, running: Running | None) -> Settings:
+    """The settings with the embedded broker's users, if it is that broker that they name."""
+    if running is None or not running.credentials or settings.bootstrap != running.bootstrap:
+        return settings
+    logins = Logins.read(Path(running.credentials))
+    return settings if logins is None else logins.into(settings)
+
+
+def broker_of(settings: Settings) -> Settings:
+    """The settings with the broker filled in, without asking for a Redis: for commands that speak to Kafka alone."""
+    running = find_running(settings.data_dir)
+    if not settings.bootstrap:
+        if running is None or not running.bootstrap:
+            raise UsageError(
+                f"nothing is running in {settings.data_dir}: start it with 'ztf-stream run', or set ZTF_BOOTSTRAP"
+            )
+        settings = settings.model_copy(update={"bootstrap": running.bootstrap})
+    return _signed_in(settings, running)
 
 
 @contextmanager
@@ -103,10 +126,12 @@ def services(settings: Settings) -> Iterator[Settings]:
             owner_pid=os.getpid(),
             kafka_pid=kafka.pid or 0 if kafka else 0,
             redis_pid=redis.pid or 0 if redis else 0,
+            credentials=str(kafka.credentials) if kafka else "",
         )
         path = _file(settings.data_dir)
         scratch = path.with_suffix(".tmp")
         scratch.write_text(json.dumps(asdict(running), indent=1))
         scratch.replace(path)
         stack.callback(path.unlink, missing_ok=True)
-        yield settings.model_copy(update={"bootstrap": running.bootstrap, "redis_url": running.redis_url})
+        found = settings.model_copy(update={"bootstrap": running.bootstrap, "redis_url": running.redis_url})
+        yield kafka.signed_in(found) if kafka else found

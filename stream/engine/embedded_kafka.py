@@ -1,19 +1,30 @@
-"""Apache Kafka as a child process: one node, KRaft, on a loopback port, its logs bounded, from pip packages alone."""
+"""Apache Kafka as a child process: one node, KRaft, on a loopback port, its logs bounded, from pip packages alone.
+
+Nobody gets in without a user: clients authenticate by SCRAM, the controller's port asks for the administrator, and
+what no rule allows is denied. The rules are those of ``topics.yaml``, see :mod:`stream.engine.access`.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
 import os
+import secrets
 import signal
 import subprocess
 import uuid
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+from pydantic import SecretStr
 
 from stream.core.errors import UsageError
 from stream.engine import jars, processes
+from stream.engine.config import Settings, load_settings
+
+ADMIN, SERVICE = "admin", "ztf-service"  # the broker's administrator; the user of all our workers
 
 # A quadrant is 7 MB compressed and 19 MB plain; the broker's limit leaves room above the topics' own.
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
@@ -24,11 +35,23 @@ _PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+listeners=CLIENTS://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=CLIENTS://127.0.0.1:{port}
+listener.security.protocol.map=CONTROLLER:SASL_PLAINTEXT,CLIENTS:SASL_PLAINTEXT
 controller.listener.names=CONTROLLER
-inter.broker.listener.name=PLAINTEXT
+inter.broker.listener.name=CLIENTS
+sasl.mechanism.inter.broker.protocol=SCRAM-SHA-512
+listener.name.clients.sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.clients.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule \
+  required username="{admin}" password="{password}";
+# The node speaks to its own controller before any SCRAM user is known to it.
+sasl.mechanism.controller.protocol=PLAIN
+listener.name.controller.sasl.enabled.mechanisms=PLAIN
+listener.name.controller.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \
+  required username="{admin}" password="{password}" user_{admin}="{password}";
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:{admin}
+allow.everyone.if.no.acl.found=false
 log.dirs={logs}
 # Topics exist because topics.yaml says so, never because somebody misspelt a name.
 auto.create.topics.enable=false
@@ -75,6 +98,45 @@ rootLogger.appenderRef.out.ref=out
 """
 
 
+def write_secret(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    scratch = path.with_suffix(".tmp")
+    scratch.unlink(missing_ok=True)
+    with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    scratch.replace(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Logins:
+    """Passwords of an embedded broker's own users: its administrator and our workers."""
+
+    admin: str
+    service: str
+
+    @classmethod
+    def generated(cls) -> Logins:
+        """New ones."""
+        return cls(secrets.token_urlsafe(24), secrets.token_urlsafe(24))
+
+    @classmethod
+    def read(cls, path: Path) -> Logins | None:
+        """Those in a file, ``None`` where there are none."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def into(self, settings: Settings) -> Settings:
+        """The settings with these users, where they name none of their own."""
+        update: dict[str, Any] = {}
+        if not settings.sasl_username:
+            update |= {"sasl_username": SERVICE, "sasl_password": SecretStr(self.service)}
+        if not settings.admin_username:
+            update |= {"admin_username": ADMIN, "admin_password": SecretStr(self.admin)}
+        return settings.model_copy(update={**update, "sasl_mechanism": "SCRAM-SHA-512"})
+
+
 class EmbeddedKafka:
     """A broker that lives as long as the ``with`` block (or between :meth:`start` and :meth:`stop`).
 
@@ -101,12 +163,23 @@ class EmbeddedKafka:
         self.heap = heap
         self.log = self.folder / "kafka.log"
         self.bootstrap = ""
+        self.logins = Logins.generated()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int | None:
         """Process id of the running broker."""
         return self._process.pid if self._process else None
+
+    @property
+    def credentials(self) -> Path:
+        """File with the passwords, readable by nobody else."""
+        return self.folder / "credentials.json"
+
+    def signed_in(self, settings: Settings) -> Settings:
+        """The settings with this broker's address and the passwords of our own processes."""
+        nobody = {"sasl_username": "", "admin_username": "", "bootstrap": self.bootstrap}
+        return self.logins.into(settings.model_copy(update=nobody))
 
     @property
     def _state_file(self) -> Path:
@@ -136,26 +209,50 @@ class EmbeddedKafka:
         port = previous.get("port", 0)
         if not port or not processes.port_is_free(port):
             port = processes.free_port()
+        self._take_logins()
         (self.folder / "log4j2.properties").write_text(_LOGGING)
-        (self.folder / "server.properties").write_text(
-            _PROPERTIES.format(
-                port=port,
-                controller_port=processes.free_port(),
-                logs=self.folder / "data",
-                max_message=MAX_MESSAGE_BYTES,
-            )
+        properties = _PROPERTIES.format(
+            port=port,
+            controller_port=processes.free_port(),
+            logs=self.folder / "data",
+            max_message=MAX_MESSAGE_BYTES,
+            admin=ADMIN,
+            password=self.logins.admin,
         )
+        write_secret(self.folder / "server.properties", properties)
         return port
+
+    @property
+    def _formatted(self) -> bool:
+        return (self.folder / "data" / "meta.properties").exists()
+
+    def _take_logins(self) -> None:
+        """The passwords this folder was formatted with; new ones for a new folder."""
+        known = Logins.read(self.credentials)
+        if known is not None:
+            self.logins = known
+        elif self._formatted:
+            raise UsageError(
+                f"the broker in {self.folder} was set up without users, by an older version, or its "
+                f"{self.credentials.name} is lost: remove that folder (its messages go with it), or choose another "
+                "ZTF_DATA_DIR"
+            )
+        else:
+            write_secret(self.credentials, json.dumps(asdict(self.logins)))
 
     def _format(self, java: list[str]) -> None:
         """Give the log folder its cluster id, once."""
-        if (self.folder / "data" / "meta.properties").exists():
+        if self._formatted:
             return
         random = uuid.uuid4().bytes
         # First bit off: a base64 text may begin with "-" otherwise, which the tool takes for an option.
         cluster = base64.urlsafe_b64encode(bytes([random[0] & 0x7F]) + random[1:]).decode().rstrip("=")
         config = str(self.folder / "server.properties")
-        tool = ["-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", "format", "-t", cluster, "-c", config]
+        users = [
+            f"--add-scram=SCRAM-SHA-512=[name={name},password={password}]"
+            for name, password in ((ADMIN, self.logins.admin), (SERVICE, self.logins.service))
+        ]
+        tool = ["-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", "format", "-t", cluster, "-c", config, *users]
         done = subprocess.run([*java, *tool], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             said = (done.stdout + done.stderr)[-2000:]
@@ -196,10 +293,10 @@ class EmbeddedKafka:
         from confluent_kafka import KafkaException
         from confluent_kafka.admin import AdminClient
 
-        host, _, port = self.bootstrap.partition(":")
+        _, _, port = self.bootstrap.partition(":")
         if processes.port_is_free(int(port)):
             return False
-        admin = AdminClient({"bootstrap.servers": f"{host}:{port}", "log_level": 0})
+        admin = AdminClient({**self.signed_in(load_settings(environ={})).as_admin().kafka(), "log_level": 0})
         try:
             return bool(admin.list_topics(timeout=2.0).brokers)
         except KafkaException:

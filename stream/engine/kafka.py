@@ -70,7 +70,7 @@ class OutMessage:
 
     topic: str
     key: bytes | None
-    value: bytes
+    value: bytes | None  # None: what a compacted topic holds under this key is taken away
     headers: tuple[tuple[str, bytes], ...] = field(default=())
     partition: int = -1
 

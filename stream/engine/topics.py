@@ -34,6 +34,7 @@ Profile = Literal["laptop", "cluster"]
 PROFILES: tuple[Profile, ...] = ("laptop", "cluster")
 PUBLIC_ALERTS = re.compile(r"^ztf_.*_programid1$")  # what community brokers subscribe to, consumers.md 23
 NIGHT = re.compile(r"[0-9]{8}")
+SERVICES = "services"  # the group of our own processes
 _ADMIN_TIMEOUT = 30.0
 
 PerProfile = int | dict[Profile, int]
@@ -46,6 +47,23 @@ class ProfileSpec(BaseModel):
 
     replication: int = Field(ge=1)
     min_insync: int = Field(ge=1)
+
+
+class GroupSpec(BaseModel):
+    """One group of users."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    description: str
+
+
+class UserSpec(BaseModel):
+    """A user that comes with the system; with a password only where everybody may know it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    group: str
+    password: str = ""
 
 
 class TopicSpec(BaseModel):
@@ -66,6 +84,7 @@ class TopicSpec(BaseModel):
     writers: tuple[str, ...] = Field(min_length=1)
     readers: tuple[str, ...] = Field(min_length=1)
     access: Literal["public", "private", "internal"]
+    groups: tuple[str, ...] = ()
 
     @property
     def nightly(self) -> bool:
@@ -98,6 +117,8 @@ class TopicSpec(BaseModel):
                 f"{self.name}: nightly topics of public alerts, and only they, are named ztf_..._programid1 "
                 "(brokers subscribe to that pattern: another topic there would give them every alert twice)"
             )
+        if bool(self.groups) != (self.access == "private"):
+            raise ValueError(f"{self.name}: a private topic, and no other, names the groups that may read it")
         for profile in PROFILES:
             if _value(self.partitions, profile) < 1:
                 raise ValueError(f"{self.name}: needs at least one partition")
@@ -106,6 +127,11 @@ class TopicSpec(BaseModel):
             if _value(self.segment_bytes, profile) < self.max_message_bytes:
                 raise ValueError(f"{self.name}: a segment must hold the largest message")
         return self
+
+
+def literal_prefix(name: str) -> str:
+    """What the names of a nightly family begin with."""
+    return name.partition("{night}")[0]
 
 
 def _value(number: PerProfile, profile: Profile) -> int:
@@ -118,6 +144,8 @@ class TopicsFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     profiles: dict[Profile, ProfileSpec]
+    groups: dict[str, GroupSpec] = Field(default_factory=dict)
+    users: dict[str, UserSpec] = Field(default_factory=dict)
     topics: tuple[TopicSpec, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -128,6 +156,13 @@ class TopicsFile(BaseModel):
             raise ValueError(f"topics stated twice: {', '.join(twice)}")
         if set(self.profiles) != set(PROFILES):
             raise ValueError(f"profiles must be exactly {', '.join(PROFILES)}")
+        named = {group for spec in self.topics for group in spec.groups} | {user.group for user in self.users.values()}
+        unknown = sorted(named - set(self.groups))
+        if unknown:
+            raise ValueError(f"groups that are not stated: {', '.join(unknown)}")
+        for name, user in self.users.items():
+            if user.password and user.group != "public":
+                raise ValueError(f"{name}: only a public user's password may stand in this file")
         return self
 
     def spec_of(self, topic: str) -> TopicSpec | None:

@@ -55,7 +55,7 @@ def children(settings: Settings) -> list[Child]:
     counts = {"pixels": settings.pixel_workers, "emit": settings.emit_workers, "archive": 1}
     folder = settings.data_dir.expanduser() / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    env = {**settings.environment(), **_SINGLE_THREADED, **_KEEP_MEMORY}
+    env = {**settings.without_admin().environment(), **_SINGLE_THREADED, **_KEEP_MEMORY}
     found = []
     for kind in WORKERS:
         for index in range(counts.get(kind, settings.record_workers)):

@@ -23,6 +23,7 @@ LEAVES = [
     ["calibration", "build"],
     ["reference", "build"],
     *(["topics", name] for name in ("list", "apply", "diff")),
+    *(["users", name] for name in ("list", "add", "remove")),
     *(["alerts", name] for name in ("tail", "show", "export")),
     *(["deadletter", name] for name in ("list", "show", "retry")),
     *(["models", name] for name in ("list", "train")),

@@ -11,7 +11,7 @@ from stream.core.errors import StateUnavailable, UsageError
 from stream.engine import jars
 from stream.engine.config import load_settings
 from stream.engine.embedded import Running, find_running, located, services
-from stream.engine.embedded_kafka import EmbeddedKafka
+from stream.engine.embedded_kafka import EmbeddedKafka, write_secret
 from stream.engine.embedded_redis import EmbeddedRedis
 from stream.engine.kafka import OutMessage, Sender, make_admin, make_producer, read_to_end
 from stream.engine.state import Attempts, Marks, connect
@@ -22,7 +22,7 @@ from stream.engine.topics import Changes, Topic, apply_changes
 def test_topics_messages_address_and_lock_survive_a_crash(kafka, tmp_path):  # kafka: the jars are there
     broker = EmbeddedKafka(tmp_path).start()
     try:
-        settings = load_settings(environ={}, bootstrap=broker.bootstrap)
+        settings = broker.signed_in(load_settings(environ={})).as_admin()
         apply_changes(make_admin(settings), Changes(create=(Topic("t", 2, 1, {}),)))
         sender = Sender(make_producer(settings, "test"))
         sender.send(OutMessage("t", b"k", bytes(9_000_000)))
@@ -44,6 +44,9 @@ def test_a_broker_that_cannot_start_says_why(kafka, tmp_path):
     folder = tmp_path / "kafka" / "data"
     folder.mkdir(parents=True)
     (folder / "meta.properties").write_text("version=1\ncluster.id=broken\nnode.id=7\n")
+    with pytest.raises(UsageError, match="set up without users"):
+        EmbeddedKafka(tmp_path).start()
+    write_secret(folder.parent / "credentials.json", json.dumps({"admin": "a", "service": "s"}))
     with pytest.raises(UsageError, match=r"(?s)embedded Kafka stopped.*kafka\.log.*node id 7"):
         EmbeddedKafka(tmp_path).start()
 

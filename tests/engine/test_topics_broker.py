@@ -33,7 +33,8 @@ def test_apply_makes_the_broker_as_stated_and_drift_is_seen(settings, monkeypatc
         time.sleep(0.02)
     assert [(c.topic, c.setting, c.is_now) for c in changes.configure] == [("ztf.streaks", "retention.ms", "60000")]
 
-    monkeypatch.setenv("ZTF_BOOTSTRAP", settings.bootstrap)
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
     told = RUN.invoke(app, ["diff", "--json"])
     assert told.exit_code == 1
     assert json.loads(told.stdout)["configure"][0]["topic"] == "ztf.streaks"

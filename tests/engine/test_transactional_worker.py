@@ -105,7 +105,7 @@ class Restarted:
 def test_a_broker_that_dies_and_comes_back_costs_nothing(settings, tmp_path):
     broker = EmbeddedKafka(tmp_path).start()
     try:
-        mine = settings.model_copy(update={"bootstrap": broker.bootstrap})
+        mine = broker.signed_in(settings).as_admin()
         apply_changes(make_admin(mine), Changes(create=tuple(Topic(name, 1, 1, {}) for name in ("in", "out"))))
         inputs = [f"q{i}" for i in range(12)]
         send(mine, "in", inputs)
