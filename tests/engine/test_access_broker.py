@@ -84,7 +84,8 @@ def read_one(settings, topic: str, group: str, seconds: float = 10.0) -> bytes |
 
 def groups_seen(settings) -> set[str]:
     """Names of the consumer groups that a user is shown."""
-    found = make_admin(settings).list_consumer_groups(request_timeout=10).result(15)
+    admin = make_admin(settings)
+    found = admin.list_consumer_groups(request_timeout=10).result(15)
     assert not found.errors, found.errors
     return {group.group_id for group in found.valid}
 
