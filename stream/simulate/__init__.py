@@ -7,7 +7,8 @@ from stream.simulate.effects import Effects
 from stream.simulate.expose import epoch_positions, paint_quadrant, simulate_packet
 from stream.simulate.night import NightSummary, simulate_night
 from stream.simulate.optics import PsfField, Wcs, psf_field, true_wcs, wcs_of
-from stream.simulate.plan import NightPlan, SimExposure, schedule, zeropoint
+from stream.simulate.plan import NightPlan, SimExposure, Survey, zeropoint
+from stream.simulate.scheduler import schedule
 from stream.simulate.truth import QuadrantTruth, light_curve, read_quadrant_truth, read_truth
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "PsfField",
     "QuadrantTruth",
     "SimExposure",
+    "Survey",
     "Wcs",
     "epoch_positions",
     "light_curve",

@@ -50,7 +50,7 @@ def place(vector: F64) -> tuple[float, float]:
 def separation(ra1: ArrayLike, dec1: ArrayLike, ra2: ArrayLike, dec2: ArrayLike) -> F64:
     """Angle (deg) between sky positions (deg)."""
     cosine = np.sum(direction(ra1, dec1) * direction(ra2, dec2), axis=-1)
-    return np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))
+    return np.asarray(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))))
 
 
 @lru_cache(maxsize=4096)
@@ -168,7 +168,7 @@ def moonlight(ra: ArrayLike, dec: ArrayLike, jd: float, fid: int) -> F64:
 def _path(altitude_deg: ArrayLike) -> F64:
     """Length of the scattering path at an altitude (deg) over that at the zenith."""
     sine = np.sin(np.radians(np.maximum(np.asarray(altitude_deg, float), 0.0)))
-    return (1.0 - 0.96 * (1.0 - sine**2)) ** -0.5
+    return np.asarray((1.0 - 0.96 * (1.0 - sine**2)) ** -0.5)
 
 
 def airglow(altitude_deg: ArrayLike) -> F64:

@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stream.core.records import BRIGHT_DTYPE, GAIA_DTYPE, PS1_DTYPE
-from stream.simulate.movers import mpcorb
+from stream.simulate.conditions import plan_of_field
+from stream.simulate.movers import cometels, mpcorb
 from stream.simulate.plan import NightPlan, seeded
-from stream.simulate.sky import CATALOG_REACH, GALAXY, REF_EPOCH, VARIABLE, bright_stars, steady_sky
+from stream.simulate.scheduler import fields_of
+from stream.simulate.sky import CATALOG_REACH, GALAXY, REF_EPOCH, Cell, bright_stars, steady_sky
 
 Table = NDArray[np.void]
 
@@ -90,20 +92,39 @@ def bright_table(plan: NightPlan, sky: Table) -> Table:
     return out
 
 
+MAKERS = {"gaia": gaia_table, "ps1": ps1_table, "bright": bright_table}
+
+
 def write_catalogs(plan: NightPlan, out: Path) -> dict[str, Path]:
-    """Write gaia.parquet, ps1.parquet, bright.parquet and MPCORB.DAT; returns their paths."""
-    sky = steady_sky(plan, plan.rcids, CATALOG_REACH)
-    sky = np.concatenate([sky, bright_stars(plan)])
-    constant = sky.copy()
-    constant["amplitude"][sky["kind"] == VARIABLE] = 0.0  # catalogues hold mean magnitudes
-    paths = {}
-    tables = (("gaia", gaia_table), ("ps1", ps1_table), ("bright", bright_table))
-    for name, make in tables:
-        table = make(plan, constant)
-        columns = {column: np.ascontiguousarray(table[column]) for column in table.dtype.names or ()}
-        paths[name] = out / f"{name}.parquet"
-        arrays = {key: pa.array(value.tolist() if value.dtype.kind == "U" else value) for key, value in columns.items()}
-        pq.write_table(pa.table(arrays), paths[name])
-    paths["orbits"] = out / "MPCORB.DAT"
-    paths["orbits"].write_text(mpcorb(plan))
+    """Write gaia.parquet, ps1.parquet, bright.parquet, MPCORB.DAT and CometEls.txt; returns their paths.
+
+    Field by field, so that no survey's sky needs to fit into memory; what two fields share is listed once.
+    """
+    known: set[Cell] = set()
+    named: set[int] = set()
+    paths = {name: out / f"{name}.parquet" for name in MAKERS}
+    writers: dict[str, pq.ParquetWriter] = {}
+    try:
+        for field in fields_of(plan) or (plan.field,):
+            part = plan_of_field(plan, field)
+            bright = bright_stars(part)
+            bright = bright[~np.isin(bright["truth_id"], list(named))]
+            named |= set(bright["truth_id"].tolist())
+            sky = np.concatenate([steady_sky(part, part.rcids, CATALOG_REACH, known), bright])
+            for name, make in MAKERS.items():
+                table = _arrow(make(part, sky))
+                if name not in writers:
+                    writers[name] = pq.ParquetWriter(paths[name], table.schema)
+                writers[name].write_table(table)
+    finally:
+        for writer in writers.values():
+            writer.close()
+    for name, file, lines in (("orbits", "MPCORB.DAT", mpcorb(plan)), ("comets", "CometEls.txt", cometels(plan))):
+        paths[name] = out / file
+        paths[name].write_text(lines)
     return paths
+
+
+def _arrow(table: Table) -> pa.Table:
+    columns = {name: np.ascontiguousarray(table[name]) for name in table.dtype.names or ()}
+    return pa.table({key: pa.array(v.tolist() if v.dtype.kind == "U" else v) for key, v in columns.items()})

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from stream.core import identity
 from stream.simulate import detector, painter
+from stream.simulate.events import sky_of
 from stream.simulate.files import packet_path, primary_header, write_packet
-from stream.simulate.movers import earth_barycentric
+from stream.simulate.lightcurves import VARIETIES, magnitudes_at
 from stream.simulate.moving import paint_crossings, paint_movers, who
 from stream.simulate.optics import PsfField, Wcs, psf_field, true_wcs
+from stream.simulate.orbits import earth_barycentric
 from stream.simulate.plan import NightPlan, SimExposure, seeded, zeropoint
-from stream.simulate.sky import GALAXY, KINDS, REF_EPOCH, bright_stars, magnitudes_at, sky_of
+from stream.simulate.sky import GALAXY, KINDS, REF_EPOCH, bright_stars
 from stream.simulate.truth import Columns
 
 F32 = NDArray[np.float32]
@@ -87,6 +89,7 @@ def _paint_fixed(plan: NightPlan, exposure: SimExposure, rcid: int, image: F32, 
     return {
         "truth_id": table["truth_id"][shown],
         "kind": [KINDS[k] for k in table["kind"][shown]],
+        "variety": [VARIETIES[k] or None for k in table["variety"][shown]],
         "host_id": [None if host < 0 else host for host in table["host_id"][shown].tolist()],
         **who(exposure, rcid),
         "x": x[shown], "y": y[shown], "ra": ra[shown], "dec": dec[shown],
@@ -128,7 +131,8 @@ def _conditions(
     plan: NightPlan, exposure: SimExposure, rcid: int, amp: detector.Amplifier, n_saturated: int
 ) -> Columns:
     row: Columns = {
-        **who(exposure, rcid), "fid": exposure.fid, "jd": exposure.jd, "gain": amp.gain, "readnoise": amp.readnoise,
+        **who(exposure, rcid), "fid": exposure.fid, "jd": exposure.jd,
+        "exptime": exposure.exptime, "gain": amp.gain, "readnoise": amp.readnoise,
         "bias": amp.bias, "saturate": amp.saturate, "linearity_a": amp.a, "linearity_b": amp.b,
         "n_saturated": n_saturated,
     }  # fmt: skip
@@ -138,6 +142,9 @@ def _conditions(
             "wcs": true_wcs(plan, exposure, rcid).header, "magzp": magzp, "clrcoeff": clrcoeff, "sky": exposure.sky,
             "seeing": exposure.seeing, "rotation": exposure.rotation,
             "pointing_error_xi": exposure.error[0], "pointing_error_eta": exposure.error[1],
+            "field": exposure.field, "airmass": exposure.airmass, "transparency": exposure.transparency,
+            "moonlight": exposure.moonlight, "gradient_x": exposure.gradient[0], "gradient_y": exposure.gradient[1],
+            "moon_altitude": exposure.moon[0], "moon_separation": exposure.moon[1], "moon_lit": exposure.moon[2],
         }  # fmt: skip
     return row
 

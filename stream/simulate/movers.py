@@ -1,8 +1,4 @@
-"""What moves: asteroids on Keplerian orbits, near-Earth objects that leave trails, and their MPCORB lines.
-
-Two bodies are enough: elements are given for the night itself. Places are astrometric and topocentric (light time
-and the observer's place are in, aberration is not, as for the stars). Vectors are ecliptic J2000, AU and days.
-"""
+"""What moves on the sky: asteroids of several families, comets, and near-Earth objects that leave trails."""
 
 from __future__ import annotations
 
@@ -10,47 +6,58 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-import erfa  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.simulate import almanac
+from stream.simulate.conditions import plan_of_field
+from stream.simulate.events import snr_to_mag
 from stream.simulate.optics import noise_area, true_wcs
-from stream.simulate.plan import NightPlan, SimExposure, schedule, seeded
-from stream.simulate.sky import MOVER_ID, snr_to_mag
+from stream.simulate.orbits import (
+    Elements,
+    Orbit,
+    Wanted,
+    comet_designation,
+    cometels_line,
+    designation,
+    elements_from,
+    ephemerides,
+    ephemeris,
+    mpcorb_line,
+    observer_heliocentric,
+    orbit_through,
+    packed_epoch,
+    to_ecliptic,
+)
+from stream.simulate.plan import NightPlan, SimExposure, field_centre, seeded
+from stream.simulate.scheduler import fields_of, science_of
+from stream.simulate.sky import MOVER_ID, per_quadrant_id
 
 F64 = NDArray[np.float64]
 
-GM_SUN = 0.01720209895**2  # Gauss' constant, AU^3 / day^2
-LIGHT_DAY = 173.144632674  # AU
-OBLIQUITY = math.radians(84381.448 / 3600.0)  # J2000, as the Minor Planet Center's elements take it
-SLOPE_G = 0.15
-SITE = (math.radians(-116.8597), math.radians(33.3573), 1668.0)  # Palomar 48-inch, MPC code I41
-_HALF_MONTHS = "ABCDEFGHJKLMNOPQRSTUVWXY"
-_LETTERS = "ABCDEFGHJKLMNOPQRSTUVWXYZ"
-_PACKED = "0123456789ABCDEFGHIJKLMNOPQRSTUV"
 COLOURS_FROM_V = np.array([0.28, -0.18, -0.35, -0.40])  # PS1 g, r, i, z minus V of a mean asteroid
-
-
-@dataclass(frozen=True, slots=True)
-class Orbit:
-    """Osculating elements: degrees, AU; ``epoch`` is a TT Julian date; ``h`` the absolute magnitude in V."""
-
-    epoch: float
-    a: float
-    e: float
-    inclination: float
-    node: float
-    peri: float
-    mean_anomaly: float
-    h: float
+NEIGHBOURS = 12.0  # deg: objects of fields so near may be in this one
+FIRST_STREAK, FIRST_COMET = 5_000, 9_000  # numbers within a quadrant's identifiers
+TRAIL = (5.0, 200.0)  # arcsec in an exposure: shortest and longest trail of a near-Earth object
+SMALL_TRAIL = 60.0  # px, longest on a camera smaller than the survey's
+# Share, and ranges of size (AU), eccentricity and inclination (deg).
+FAMILIES = {
+    "main_belt": (0.68, (2.10, 3.30), (0.02, 0.25), (1.0, 18.0)),
+    "hungaria": (0.12, (1.80, 2.00), (0.03, 0.11), (16.0, 32.0)),
+    "trojan": (0.08, (5.08, 5.28), (0.02, 0.12), (2.0, 25.0)),
+    "near_earth": (0.12, (1.10, 2.60), (0.25, 0.60), (2.0, 25.0)),
+}
+NEAR = (0.15, 0.6)  # AU, distance of near-Earth asteroids that leave no trail
 
 
 @dataclass(frozen=True, slots=True)
 class Mover:
     """A moving source.
 
-    With an ``orbit`` it is an asteroid. Without, a near-Earth object at constant rate on the sky: ``ra``, ``dec``
-    (deg) at ``jd``, ``rate`` deg/day towards ``position_angle`` (deg east of north); ``mags`` are PS1 g, r, i, z.
+    With an ``orbit`` it is an asteroid or a comet. Without, a near-Earth object at constant rate on the sky: ``ra``,
+    ``dec`` (deg) at ``jd``, ``rate`` deg/day towards ``position_angle`` (deg east of north); ``mags`` are PS1 g, r,
+    i, z. ``slope`` is that of a trail's light: 1 + slope (2 s - 1) with s from 0 at the shutter's opening to 1.
+    ``coma`` is the radius (arcsec) over which a comet's light thins out.
     """
 
     truth_id: int
@@ -63,6 +70,15 @@ class Mover:
     rate: float
     position_angle: float
     mags: tuple[float, float, float, float]
+    family: str = ""
+    slope: float = 0.0
+    coma: float = 0.0
+    packed: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Its kind in the truth tables."""
+        return "streak" if self.orbit is None else "comet" if self.orbit.comet else "asteroid"
 
     def at(self, jd: float) -> tuple[float, float, F64]:
         """Sky position (deg) at a UTC Julian date, and the PS1 magnitudes then."""
@@ -79,219 +95,133 @@ class Mover:
         return math.degrees(ra) % 360.0, math.degrees(dec), np.array(self.mags)
 
 
-def tt_of(jd_utc: float) -> float:
-    """Terrestrial Time of a UTC Julian date."""
-    day = math.floor(jd_utc - 0.5) + 0.5
-    tai1, tai2 = erfa.utctai(day, jd_utc - day)
-    tt1, tt2 = erfa.taitt(tai1, tai2)
-    return float(tt1 + tt2)
-
-
-def _to_ecliptic(vector: F64) -> F64:
-    c, s = math.cos(OBLIQUITY), math.sin(OBLIQUITY)
-    x, y, z = vector
-    return np.array([x, c * y + s * z, -s * y + c * z])
-
-
-def _to_equatorial(vector: F64) -> F64:
-    c, s = math.cos(OBLIQUITY), math.sin(OBLIQUITY)
-    x, y, z = vector
-    return np.array([x, c * y - s * z, s * y + c * z])
-
-
-def earth_barycentric(jd: float) -> F64:
-    """Barycentric position of the Earth, equatorial, AU."""
-    position: F64 = np.asarray(erfa.epv00(tt_of(jd), 0.0)[1]["p"], float)
-    return position
-
-
-@lru_cache(maxsize=256)
-def _observer(jd: float) -> tuple[float, float, float]:
-    tt = tt_of(jd)
-    centre = np.asarray(erfa.epv00(tt, 0.0)[0]["p"], float)
-    # UT1 is taken as UTC: under a second, below a milliarcsecond for anything a tenth of an AU away.
-    to_terrestrial = erfa.c2t06a(tt, 0.0, jd, 0.0, 0.0, 0.0)
-    place = to_terrestrial.T @ np.asarray(erfa.gd2gc(1, *SITE), float) / erfa.DAU
-    x, y, z = _to_ecliptic(centre + place)
-    return float(x), float(y), float(z)
-
-
-def observer_heliocentric(jd: float) -> F64:
-    """Heliocentric place of the telescope, ecliptic, AU."""
-    return np.array(_observer(jd))
-
-
-def orbit_position(orbit: Orbit, tt: float) -> F64:
-    """Heliocentric ecliptic position, AU."""
-    motion = math.sqrt(GM_SUN / orbit.a**3)
-    mean = (math.radians(orbit.mean_anomaly) + motion * (tt - orbit.epoch)) % (2 * math.pi)
-    anomaly = mean
-    for _ in range(50):  # Newton; converges in a handful of steps for e < 0.5
-        step = (anomaly - orbit.e * math.sin(anomaly) - mean) / (1 - orbit.e * math.cos(anomaly))
-        anomaly -= step
-        if abs(step) < 1e-14:
-            break
-    x = orbit.a * (math.cos(anomaly) - orbit.e)
-    y = orbit.a * math.sqrt(1 - orbit.e**2) * math.sin(anomaly)
-    w, o, i = math.radians(orbit.peri), math.radians(orbit.node), math.radians(orbit.inclination)
-    p = np.array([math.cos(w) * math.cos(o) - math.sin(w) * math.sin(o) * math.cos(i),
-                  math.cos(w) * math.sin(o) + math.sin(w) * math.cos(o) * math.cos(i),
-                  math.sin(w) * math.sin(i)])  # fmt: skip
-    q = np.array([-math.sin(w) * math.cos(o) - math.cos(w) * math.sin(o) * math.cos(i),
-                  -math.sin(w) * math.sin(o) + math.cos(w) * math.cos(o) * math.cos(i),
-                  math.cos(w) * math.sin(i)])  # fmt: skip
-    return x * p + y * q
-
-
-def ephemeris(orbit: Orbit, jd: float) -> tuple[float, float, float]:
-    """Right ascension, declination (deg, ICRS) and V magnitude at a UTC Julian date, as seen from Palomar."""
-    observer, tt = observer_heliocentric(jd), tt_of(jd)
-    light = 0.0
-    for _ in range(4):
-        sun = orbit_position(orbit, tt - light)
-        line = sun - observer
-        light = float(np.linalg.norm(line)) / LIGHT_DAY
-    x, y, z = _to_equatorial(line)
-    distance, r, big_r = (float(np.linalg.norm(vector)) for vector in (line, sun, observer))
-    cosine = (r**2 + distance**2 - big_r**2) / (2 * r * distance)
-    phase = math.acos(min(1.0, max(-1.0, cosine)))
-    phi1, phi2 = math.exp(-3.33 * math.tan(phase / 2) ** 0.63), math.exp(-1.87 * math.tan(phase / 2) ** 1.22)
-    v = orbit.h + 5 * math.log10(r * distance) - 2.5 * math.log10((1 - SLOPE_G) * phi1 + SLOPE_G * phi2)
-    return math.degrees(math.atan2(y, x)) % 360.0, math.degrees(math.asin(z / distance)), v
-
-
-def elements_of(position: F64, velocity: F64, epoch: float, h: float) -> Orbit:
-    """Elements of a bound orbit from a heliocentric ecliptic state, AU and AU/day."""
-    r = float(np.linalg.norm(position))
-    a = 1.0 / (2.0 / r - float(velocity @ velocity) / GM_SUN)
-    momentum = np.cross(position, velocity)
-    ecc = np.cross(velocity, momentum) / GM_SUN - position / r
-    e = float(np.linalg.norm(ecc))
-    inclination = math.atan2(math.hypot(momentum[0], momentum[1]), momentum[2])
-    node = math.atan2(momentum[0], -momentum[1])
-    along = np.array([math.cos(node), math.sin(node), 0.0])
-    across = np.cross(momentum / np.linalg.norm(momentum), along)
-    peri = math.atan2(float(ecc @ across), float(ecc @ along))
-    true = math.atan2(float(position @ across), float(position @ along)) - peri
-    anomaly = 2 * math.atan2(math.sqrt(1 - e) * math.sin(true / 2), math.sqrt(1 + e) * math.cos(true / 2))
-    mean = anomaly - e * math.sin(anomaly)
-    i, o, w, m = (math.degrees(angle) % 360.0 for angle in (inclination, node, peri, mean))
-    return Orbit(epoch, a, e, i, o, w, m, h)
-
-
-def _rounded(orbit: Orbit) -> Orbit:
-    """The orbit as its MPCORB line prints it, which is what the sky is then painted from."""
-    return Orbit(
-        epoch=orbit.epoch,
-        a=round(orbit.a, 7),
-        e=round(orbit.e, 7),
-        inclination=round(orbit.inclination, 5),
-        node=round(orbit.node, 5),
-        peri=round(orbit.peri, 5),
-        mean_anomaly=round(orbit.mean_anomaly, 5),
-        h=round(orbit.h, 2),
-    )
-
-
-def main_belt_orbit(ra: float, dec: float, jd: float, v: float, epoch: float, rng: np.random.Generator) -> Orbit:
-    """An orbit of main-belt size that is seen at a place (deg) at a UTC Julian date with magnitude ``v``."""
-    observer = observer_heliocentric(jd)
-    a, d = math.radians(ra), math.radians(dec)
-    sight = _to_ecliptic(np.array([math.cos(d) * math.cos(a), math.cos(d) * math.sin(a), math.sin(d)]))
-    size = rng.uniform(2.1, 3.2)
-    toward = float(observer @ sight)
-    distance = -toward + math.sqrt(toward**2 - float(observer @ observer) + size**2)
-    position = observer + distance * sight
-    east = np.cross([0.0, 0.0, 1.0], position)
-    east /= np.linalg.norm(east)
-    north = np.cross(position, east) / size
-    tilt, climb = math.radians(rng.normal(0, 5)), rng.normal(0, 0.04)
-    direction = math.cos(tilt) * east + math.sin(tilt) * north + climb * position / size
-    velocity = direction * math.sqrt(GM_SUN / size) * (1 + rng.normal(0, 0.03))
-    state_epoch = tt_of(jd) - distance / LIGHT_DAY
-    orbit = elements_of(position, velocity, state_epoch, 0.0)
-    motion = math.degrees(math.sqrt(GM_SUN / round(orbit.a, 7) ** 3))
-    mean = (orbit.mean_anomaly + motion * (epoch - state_epoch)) % 360.0
-    moved = Orbit(epoch, orbit.a, orbit.e, orbit.inclination, orbit.node, orbit.peri, mean, 0.0)
-    h = v - ephemeris(_rounded(moved), jd)[2]
-    return _rounded(Orbit(epoch, orbit.a, orbit.e, orbit.inclination, orbit.node, orbit.peri, mean, h))
-
-
-def designations(plan: NightPlan, count: int) -> list[tuple[str, str]]:
-    """Readable and packed provisional designations of the night's half month, e.g. 2020 TA1 and K20T01A."""
-    year, month, day = int(plan.night[:4]), int(plan.night[4:6]), int(plan.night[6:])
-    half = _HALF_MONTHS[2 * (month - 1) + (day > 15)]
-    century = chr(ord("A") + year // 100 - 10)
-    out = []
-    for k in range(count):
-        cycle, letter = 1 + k // 25, _LETTERS[k % 25]
-        tens = str(cycle // 10) if cycle < 100 else chr(ord("A") + cycle // 10 - 10)
-        out.append((f"{year} {half}{letter}{cycle}", f"{century}{year % 100:02d}{half}{tens}{cycle % 10}{letter}"))
-    return out
-
-
-def packed_epoch(plan: NightPlan) -> str:
-    """Packed date of the night, the epoch of all elements, e.g. K20A5."""
-    year, month, day = int(plan.night[:4]), int(plan.night[4:6]), int(plan.night[6:])
-    return f"{chr(ord('A') + year // 100 - 10)}{year % 100:02d}{_PACKED[month]}{_PACKED[day]}"
-
-
-def mpcorb_line(orbit: Orbit, readable: str, packed: str, epoch: str) -> str:
-    """One line of MPCORB.DAT, 202 columns."""
-    motion = math.degrees(math.sqrt(GM_SUN / orbit.a**3))
-    return (
-        f"{packed:<7s} {orbit.h:5.2f} {SLOPE_G:5.2f} {epoch:5s} {orbit.mean_anomaly:9.5f}  {orbit.peri:9.5f}  "
-        f"{orbit.node:9.5f}  {orbit.inclination:9.5f}  {orbit.e:9.7f} {motion:11.8f} {orbit.a:11.7f}  "
-        f"0 {'SIMULATED':<9s} {100:5d} {5:3d} {'2010-2020':9s} {0.30:4.2f} {'M-v':3s} {'30h':3s} {'Simulator':<10s} "
-        f"0000 {readable:<28s}{'20200101':8s}"
-    )
-
-
-@lru_cache(maxsize=4)
 def movers(plan: NightPlan) -> tuple[Mover, ...]:
-    """Asteroids and near-Earth objects of all quadrants of the plan, in the order of quadrants."""
-    science = [exposure for exposure in schedule(plan) if exposure.role == "sci"]
+    """Movers that may be in the plan's field: its own and, in a survey, those of neighbouring fields."""
+    if plan.survey is None:
+        return movers_of(plan)
+    ra, dec = field_centre(plan.field)
+    near = [f for f in fields_of(plan) if float(almanac.separation(ra, dec, *field_centre(f))) < NEIGHBOURS]
+    return tuple(mover for field in near for mover in movers_of(plan_of_field(plan, field)))
+
+
+@lru_cache(maxsize=64)
+def movers_of(plan: NightPlan) -> tuple[Mover, ...]:
+    """Asteroids, near-Earth objects and comets of all quadrants of the plan's own field, in the order of quadrants."""
+    science = science_of(plan)
     if not science:
         return ()
     n_asteroids, n_streaks = plan.n_per_quadrant("asteroids"), plan.n_per_quadrant("streaks")
-    names = designations(plan, n_asteroids * len(plan.rcids))
+    turn = fields_of(plan).index(plan.field)
     out: list[Mover] = []
     for number, rcid in enumerate(plan.rcids):
-        for k in range(n_asteroids):
-            readable = names[number * n_asteroids + k][0]
-            out.append(_asteroid(plan, science[0], rcid, k, readable))
-        for k in range(n_streaks):
-            out.append(_near_earth(plan, science[(number + k) % len(science)], rcid, k))
+        first = (turn * len(plan.rcids) + number) * n_asteroids
+        out += [_asteroid(plan, science[0], rcid, k, designation(plan.night, first + k)) for k in range(n_asteroids)]
+        out += [_near_earth(plan, science[(number + k) % len(science)], rcid, k) for k in range(n_streaks)]
+    for number, ccd in enumerate(sorted(plan.ccds)):
+        channels = [rcid for rcid in plan.rcids if rcid // 4 == ccd - 1]
+        for k in range(plan.comets):
+            order = (turn * len(plan.ccds) + number) * plan.comets + k
+            out.append(_comet(plan, science[0], channels[k % len(channels)], k, comet_designation(plan.night, order)))
     return tuple(out)
 
 
-def _asteroid(plan: NightPlan, exposure: SimExposure, rcid: int, k: int, readable: str) -> Mover:
-    rng = seeded(plan.seed, "asteroid", rcid, k)
-    ra, dec = true_wcs(plan, exposure, rcid).to_sky(
-        rng.uniform(0.15, 0.85, 1) * plan.camera.nx, rng.uniform(0.15, 0.85, 1) * plan.camera.ny
-    )
-    m = float(snr_to_mag(plan, np.array([math.exp(rng.uniform(math.log(12), math.log(200)))]))[0])
-    v = m - COLOURS_FROM_V[plan.fid - 1]
-    orbit = main_belt_orbit(float(ra[0]), float(dec[0]), exposure.jd_mid, v, plan.midnight, rng)
-    ra0, dec0, _ = ephemeris(orbit, exposure.jd_mid)
-    ra1, dec1, _ = ephemeris(orbit, exposure.jd_mid + 0.01)
-    east = (ra1 - ra0 + 180) % 360 - 180
-    east *= math.cos(math.radians(dec0))
-    rate = math.hypot(east, dec1 - dec0) / 0.01
-    angle = math.degrees(math.atan2(east, dec1 - dec0)) % 360
-    mags = v + COLOURS_FROM_V
-    identifier = MOVER_ID + rcid * 10_000 + k
+@lru_cache(maxsize=8)
+def _orbiting(plan: NightPlan) -> tuple[tuple[Mover, ...], Elements]:
+    chosen = tuple(mover for mover in movers(plan) if mover.orbit is not None)
+    return chosen, elements_from([mover.orbit for mover in chosen if mover.orbit is not None])
+
+
+def movers_near(plan: NightPlan, ra: float, dec: float, radius: float, jd: float) -> list[Mover]:
+    """Movers of the plan within ``radius`` deg of a place at a time, in the order of ``movers``."""
+    chosen, elements = _orbiting(plan)
+    near = set()
+    if chosen:
+        there = ephemerides(elements, jd)
+        close = np.flatnonzero(almanac.separation(there[0], there[1], ra, dec) < radius)
+        near = {chosen[k].truth_id for k in close}
+    for mover in movers(plan):
+        if mover.orbit is None and float(almanac.separation(*mover.at(jd)[:2], ra, dec)) < radius:
+            near.add(mover.truth_id)
+    return [mover for mover in movers(plan) if mover.truth_id in near]
+
+
+def wanted_orbit(family: str, ra: float, dec: float, jd: float, rng: np.random.Generator) -> Wanted:
+    """An orbit of a family that can be seen at a place (deg) at a time."""
+    _, sizes, eccentricities, inclinations = FAMILIES[family]
+    a, e = rng.uniform(*sizes), rng.uniform(*eccentricities)
+    inclination = rng.uniform(*inclinations)
+    outwards, northwards = (bool(side) for side in rng.uniform(size=2) < 0.5)
+    r = rng.uniform(a * (1 - 0.9 * e), a * (1 + 0.9 * e))
+    if family == "near_earth":
+        distance = NEAR[0] * (NEAR[1] / NEAR[0]) ** rng.uniform()
+        sight = to_ecliptic(almanac.direction(ra, dec))
+        r = float(np.linalg.norm(observer_heliocentric(jd) + distance * sight))
+        # Perihelion near the Earth's orbit, aphelion beyond where it is seen.
+        q = min(rng.uniform(0.7, 1.25), 0.98 * r)
+        a = max(a, 0.5 * (q + 1.05 * r))
+        e = 1.0 - q / a
+    return Wanted(a, e, inclination, r, outwards, northwards)
+
+
+def _sighted(plan: NightPlan, exposure: SimExposure, rcid: int, rng: np.random.Generator) -> tuple[float, float]:
+    """A place (deg) in the middle of a quadrant."""
+    camera = plan.camera
+    x, y = rng.uniform(0.15, 0.85, 1) * camera.nx, rng.uniform(0.15, 0.85, 1) * camera.ny
+    ra, dec = true_wcs(plan, exposure, rcid).to_sky(x, y)
+    return float(ra[0]), float(dec[0])
+
+
+def _rate(orbit: Orbit, jd: float) -> tuple[float, float, float, float]:
+    """Place (deg), rate (deg/day) and its position angle (deg) at a time."""
+    ra0, dec0, _ = ephemeris(orbit, jd)
+    ra1, dec1, _ = ephemeris(orbit, jd + 0.01)
+    east = ((ra1 - ra0 + 180) % 360 - 180) * math.cos(math.radians(dec0))
+    return ra0, dec0, math.hypot(east, dec1 - dec0) / 0.01, math.degrees(math.atan2(east, dec1 - dec0)) % 360
+
+
+def _magnitudes(v: float) -> tuple[float, float, float, float]:
+    g, r, i, z = (float(value) for value in v + COLOURS_FROM_V)
+    return g, r, i, z
+
+
+def _asteroid(plan: NightPlan, exposure: SimExposure, rcid: int, k: int, names: tuple[str, str]) -> Mover:
+    rng = seeded(plan.seed, "asteroid", plan.field, rcid, k)
+    ra, dec = _sighted(plan, exposure, rcid, rng)
+    snr = np.array([math.exp(rng.uniform(math.log(12), math.log(200)))])
+    v = float(snr_to_mag(plan, snr, fid=exposure.fid)[0] - COLOURS_FROM_V[exposure.fid - 1])
+    family = str(rng.choice(list(FAMILIES), p=[share for share, *_ in FAMILIES.values()]))
+    wanted = wanted_orbit(family, ra, dec, exposure.jd_mid, rng)
+    orbit = orbit_through(ra, dec, exposure.jd_mid, v, plan.midnight, wanted)
+    identifier = per_quadrant_id(MOVER_ID, plan.field, rcid, k)
     return Mover(
-        identifier, rcid, readable, orbit, exposure.jd_mid, ra0, dec0, rate, angle,
-        (float(mags[0]), float(mags[1]), float(mags[2]), float(mags[3])),
+        identifier, rcid, names[0], orbit, exposure.jd_mid, *_rate(orbit, exposure.jd_mid), _magnitudes(v),
+        family=family, packed=names[1],
+    )  # fmt: skip
+
+
+def _comet(plan: NightPlan, exposure: SimExposure, rcid: int, k: int, names: tuple[str, str]) -> Mover:
+    """A comet near its perihelion, some magnitudes above the limit: its light is spread."""
+    rng = seeded(plan.seed, "comet", plan.field, rcid, k)
+    ra, dec = _sighted(plan, exposure, rcid, rng)
+    v = rng.uniform(14.0, 17.0)
+    q, e = rng.uniform(1.3, 2.5), rng.uniform(0.5, 0.95)
+    wanted = Wanted(
+        q / (1 - e), e, rng.uniform(5, 150), q * rng.uniform(1.02, 1.3), bool(rng.uniform() < 0.5),
+        bool(rng.uniform() < 0.5), comet=True,
+    )  # fmt: skip
+    orbit = orbit_through(ra, dec, exposure.jd_mid, v, plan.midnight, wanted)
+    return Mover(
+        per_quadrant_id(MOVER_ID, plan.field, rcid, FIRST_COMET + k), rcid, names[0], orbit, exposure.jd_mid,
+        *_rate(orbit, exposure.jd_mid), _magnitudes(v), family="comet", coma=rng.uniform(8.0, 30.0), packed=names[1],
     )  # fmt: skip
 
 
 def _near_earth(plan: NightPlan, exposure: SimExposure, rcid: int, k: int) -> Mover:
-    """A trail of 15 to 150 px (60 on a small quadrant), S/N 15 to 100, fully inside its quadrant."""
-    rng = seeded(plan.seed, "streak", rcid, k)
+    """A trail of 5 to 200 arcsec, S/N 15 to 100, fully inside its quadrant."""
+    rng = seeded(plan.seed, "streak", plan.field, rcid, k)
     camera = plan.camera
-    length = math.exp(rng.uniform(math.log(15), math.log(150 if plan.is_full else 60)))
+    longest = TRAIL[1] / camera.pixel_scale if plan.is_full else SMALL_TRAIL
+    length = math.exp(rng.uniform(math.log(TRAIL[0] / camera.pixel_scale), math.log(longest)))
     margin = 0.5 * length + 30
     x = rng.uniform(margin, camera.nx - margin, 1)
     y = rng.uniform(margin, camera.ny - margin, 1)
@@ -300,23 +230,29 @@ def _near_earth(plan: NightPlan, exposure: SimExposure, rcid: int, k: int) -> Mo
     fwhm = 0.5 * (plan.seeing[0] + plan.seeing[1])
     area = noise_area(fwhm) + length * fwhm * 1.5
     snr = math.exp(rng.uniform(math.log(15), math.log(100)))
-    m = float(snr_to_mag(plan, np.array([snr]), area=area)[0])
-    mags = m + COLOURS_FROM_V - COLOURS_FROM_V[plan.fid - 1]
+    v = float(snr_to_mag(plan, np.array([snr]), area=area, fid=exposure.fid)[0] - COLOURS_FROM_V[exposure.fid - 1])
     return Mover(
-        MOVER_ID + rcid * 10_000 + 5_000 + k, rcid, f"NEO{rcid:02d}{k:02d}", None, exposure.jd_mid,
-        float(ra[0]), float(dec[0]), rate, rng.uniform(0, 360),
-        (float(mags[0]), float(mags[1]), float(mags[2]), float(mags[3])),
+        per_quadrant_id(MOVER_ID, plan.field, rcid, FIRST_STREAK + k), rcid, f"NEO{plan.field:04d}{rcid:02d}{k:02d}",
+        None, exposure.jd_mid, float(ra[0]), float(dec[0]), rate, rng.uniform(0, 360), _magnitudes(v),
+        family="near_earth", slope=rng.uniform(-0.6, 0.6),
     )  # fmt: skip
+
+
+def _of_all_fields(plan: NightPlan, kind: str) -> list[Mover]:
+    every = (mover for field in fields_of(plan) for mover in movers_of(plan_of_field(plan, field)))
+    return [mover for mover in every if mover.kind == kind]
 
 
 def mpcorb(plan: NightPlan) -> str:
     """The text of MPCORB.DAT: a line for each asteroid."""
-    asteroids = [mover for mover in movers(plan) if mover.orbit is not None]
-    names = designations(plan, len(asteroids))
-    epoch = packed_epoch(plan)
-    lines = [
-        mpcorb_line(mover.orbit, mover.designation, packed, epoch)
-        for mover, (_, packed) in zip(asteroids, names, strict=True)
-        if mover.orbit is not None
-    ]
+    epoch = packed_epoch(plan.night)
+    asteroids = _of_all_fields(plan, "asteroid")
+    lines = [mpcorb_line(m.orbit, m.designation, m.packed, epoch) for m in asteroids if m.orbit is not None]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def cometels(plan: NightPlan) -> str:
+    """The text of CometEls.txt: a line for each comet."""
+    comets = _of_all_fields(plan, "comet")
+    lines = [cometels_line(m.orbit, m.designation, m.packed) for m in comets if m.orbit is not None]
     return "".join(f"{line}\n" for line in lines)

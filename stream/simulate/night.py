@@ -11,7 +11,8 @@ from typing import Any
 
 from stream.simulate.catalogs import write_catalogs
 from stream.simulate.expose import Packet, simulate_packet, static_artefacts
-from stream.simulate.plan import NightPlan, SimExposure, schedule
+from stream.simulate.plan import NightPlan, SimExposure
+from stream.simulate.scheduler import schedule
 from stream.simulate.truth import TruthWriter
 
 Progress = Callable[[int, int], None]
@@ -42,7 +43,7 @@ def _packets(plan: NightPlan, out: Path, workers: int) -> Iterator[tuple[SimExpo
     jobs = [(exposure, ccd) for exposure in schedule(plan) for ccd in sorted(plan.ccds)]
     if workers == 1 or len(jobs) == 1:
         for exposure, ccd in jobs:
-            yield exposure, simulate_packet(plan, exposure, ccd, out)
+            yield exposure, simulate_packet(plan.of(exposure), exposure, ccd, out)
         return
     # Fresh interpreters: a fork of a process that holds threads (a broker client, TensorFlow) may hang.
     context = multiprocessing.get_context("spawn")
@@ -50,7 +51,7 @@ def _packets(plan: NightPlan, out: Path, workers: int) -> Iterator[tuple[SimExpo
         waiting: list[tuple[SimExposure, Future[Packet]]] = []
         remaining = iter(jobs)
         for exposure, ccd in remaining:
-            waiting.append((exposure, pool.submit(simulate_packet, plan, exposure, ccd, out)))
+            waiting.append((exposure, pool.submit(simulate_packet, plan.of(exposure), exposure, ccd, out)))
             if len(waiting) > 2 * workers:  # bounds what truth waits in memory
                 first, future = waiting.pop(0)
                 yield first, future.result()

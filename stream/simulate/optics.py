@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from stream.core.camera import Camera, deproject, nominal_wcs, quadrant_layout
 from stream.core.psf import STAMP
-from stream.simulate.plan import NightPlan, SimExposure, seeded, telescope_pointing
+from stream.simulate.plan import NightPlan, SimExposure, seeded
+from stream.simulate.pointing import telescope_pointing
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

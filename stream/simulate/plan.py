@@ -5,17 +5,15 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from astropy.io import fits
-from numpy.typing import NDArray
 
 from stream.core import identity
-from stream.core.camera import FULL, Camera, deproject, quadrant_layout
+from stream.core.camera import FULL, Camera
 from stream.core.errors import UsageError
 from stream.simulate.effects import Effects
 
@@ -26,6 +24,8 @@ EXTINCTION = {1: 0.20, 2: 0.15, 3: 0.07}  # mag per airmass, as in the survey's 
 DARK_SKY = {1: 170.0, 2: 290.0, 3: 380.0}  # DN per pixel in 30 s: with 2.3 px seeing 5 sigma at about 20.6
 NIGHT_ZERO = dt.date(2017, 1, 1)
 ALL_EFFECTS = Effects()
+# Default numbers a quadrant, on a full one and on a smaller one.
+PER_QUADRANT = {"transients": (40, 8), "asteroids": (4, 2), "streaks": (2, 1), "eruptive": (4, 1), "faders": (6, 1)}
 NAME_TICKS = 1_000_000  # the packet's name carries six digits of the day
 
 
@@ -33,6 +33,53 @@ def seeded(*key: int | str) -> np.random.Generator:
     """Generator that belongs to a key of numbers and words: the same whatever ran before, and in which process."""
     words = [int.from_bytes(part.encode(), "big") if isinstance(part, str) else int(part) for part in key]
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(words)))
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Nights of several fields, taken in the order in which a scheduler would take them.
+
+    Parameters
+    ----------
+    nights, every : int
+        How many nights, and how many days from one to the next. The first is ``NightPlan.night``.
+    n_fields : int or None
+        Fields of the primary grid, neighbours that are well up in every night. None: as many as a night has time for.
+    fields : tuple of int
+        These fields and no others.
+    visits : int
+        Of a field in a night, in turn in the filters.
+    gap : float
+        Minutes between two visits of a field, at least.
+    filters : tuple of int
+        1 g, 2 r, 3 i.
+    limit : int or None
+        Most exposures in a night.
+    programs : (float, float, float)
+        Shares of program 1 (public), 2 (partnership) and 3 (Caltech).
+    """
+
+    nights: int = 1
+    every: int = 1
+    n_fields: int | None = None
+    fields: tuple[int, ...] = ()
+    visits: int = 2
+    gap: float = 30.0
+    filters: tuple[int, ...] = (1, 2)
+    limit: int | None = None
+    programs: tuple[float, float, float] = (0.4, 0.4, 0.2)
+
+    def __post_init__(self) -> None:
+        if min(self.nights, self.every, self.visits) < 1 or (self.n_fields is not None and self.n_fields < 1):
+            raise UsageError("a survey wants at least one night, one field and one visit")
+        if not self.filters or not set(self.filters) <= set(identity.FILTER_CODES):
+            raise UsageError(f"filters {self.filters}: want some of 1 (g), 2 (r) and 3 (i)")
+        if self.gap <= 0 or (self.limit is not None and self.limit < 1):
+            raise UsageError("the gap between visits and the limit of exposures have to be positive")
+        if min(self.programs) < 0 or sum(self.programs) <= 0:
+            raise UsageError(f"shares of programs {self.programs}: want numbers that are not negative")
+        for field in self.fields:
+            field_centre(field)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +99,30 @@ class NightPlan:
         UT date of the science exposures, YYYYMMDD.
     n_science, n_reference, n_bias, n_flat, n_dark : int
         Exposures of each sort. References lie 15 days to 1 day earlier and hold no transients. Calibration
-        frames are of the afternoon of the first night, so that they precede every exposure.
+        frames are of the afternoon of the first night, so that they precede every exposure. In a survey references
+        are of each field and filter, a month and more earlier, and calibration frames of each night.
     cadence : float
         Seconds between the starts of science exposures.
     exptime : float
         Seconds.
     programid : int
-    transients, asteroids, streaks : int or None
-        Per quadrant; None: 40, 4, 2 on a full quadrant and 8, 2, 1 on a smaller one.
+    transients, asteroids, streaks, eruptive, faders : int or None
+        Per quadrant; None: 40, 4, 2, 4, 6 on a full quadrant and 8, 2, 1, 1, 1 on a smaller one. ``eruptive`` are
+        flares and dwarf novae; ``faders`` are bright in the references and faint afterwards.
+    comets : int
+        Per CCD of the plan, with a coma.
     satellite : bool
         One trail across the first quadrant in the middle science exposure.
+    satellites, aircraft : float
+        Mean number that cross the focal plane in a science exposure.
+    variables : float
+        Share of stars of medium brightness that are periodic variables.
     star_density : float or None
-        Times 5,000 stars brighter than 20.6 on a full quadrant. None: 1, for a smaller camera 2, so that a
-        512 x 512 quadrant has more than the hundred Gaia stars that the quality bits ask for.
+        Times 5,000 stars brighter than 20.6 on a full quadrant (150: a million a square degree). None: what a
+        real field at that place in the Galaxy has; for a smaller camera 2, so that a 512 x 512 quadrant has more
+        than the hundred Gaia stars that the quality bits ask for.
+    galaxy_density : float
+        Times the counts of a real field.
     seeing : (float, float)
         Range of the FWHM in px, pixel included. References take the better half.
     sky : float or None
@@ -82,6 +140,9 @@ class NightPlan:
         and quadrant, which then must be those of the plan.
     effects : Effects
         Which effects of air, optics, detector and electronics there are.
+    survey : Survey or None
+        Several fields and nights instead of ``n_science`` exposures of one; ``field``, ``fid``, ``cadence`` and
+        ``programid`` then follow from it, ``seeing`` is that of r at the zenith and ``cloud`` the depth of thin cloud.
     """
 
     seed: int = 1
@@ -103,8 +164,15 @@ class NightPlan:
     transients: int | None = None
     asteroids: int | None = None
     streaks: int | None = None
+    eruptive: int | None = None
+    faders: int | None = None
+    comets: int = 0
     satellite: bool = True
+    satellites: float = 0.0
+    aircraft: float = 0.0
+    variables: float = 0.012
     star_density: float | None = None
+    galaxy_density: float = 1.0
     seeing: tuple[float, float] = (1.6, 3.0)
     sky: float | None = None
     cloud: float = 0.0
@@ -114,6 +182,7 @@ class NightPlan:
     compress: bool = True
     source_list: Path | None = None
     effects: Effects = ALL_EFFECTS
+    survey: Survey | None = None
 
     def __post_init__(self) -> None:
         if not self.ccds or any(not 1 <= ccd <= 16 for ccd in self.ccds) or len(set(self.ccds)) != len(self.ccds):
@@ -130,8 +199,9 @@ class NightPlan:
             raise UsageError(f"programid {self.programid}: want 0..3")
         if not 0 < self.exptime <= 3600 or self.cadence < self.exptime + 5:
             raise UsageError("exposure time must be 0 to 3600 s, and the cadence at least 5 s longer")
-        if min(self.n_per_quadrant("transients"), self.n_per_quadrant("asteroids"), self.n_per_quadrant("streaks")) < 0:
-            raise UsageError("numbers of transients, asteroids and streaks cannot be negative")
+        counts = [self.n_per_quadrant(what) for what in PER_QUADRANT]
+        if min(*counts, self.comets, self.satellites, self.aircraft, self.variables, self.galaxy_density) < 0:
+            raise UsageError("numbers of transients, variables, movers and trails cannot be negative")
         field_centre(self.field)
         self.midnight  # noqa: B018 - refuses an impossible date
 
@@ -154,20 +224,14 @@ class NightPlan:
         """Whether quadrants have survey size."""
         return self.camera.nx >= 2000
 
-    @property
-    def density(self) -> float:
-        """Star density in units of the default sky."""
-        if self.star_density is not None:
-            return self.star_density
-        return 1.0 if self.is_full else 2.0
-
     def n_per_quadrant(self, what: str) -> int:
-        """Transients, asteroids or streaks a quadrant."""
-        given: int | None = {"transients": self.transients, "asteroids": self.asteroids, "streaks": self.streaks}[what]
-        if given is not None:
-            return given
-        full, small = {"transients": (40, 8), "asteroids": (4, 2), "streaks": (2, 1)}[what]
-        return full if self.is_full else small
+        """Transients, asteroids, streaks, eruptive stars or faders a quadrant."""
+        given: int | None = getattr(self, what)
+        return PER_QUADRANT[what][0 if self.is_full else 1] if given is None else given
+
+    def of(self, exposure: SimExposure) -> NightPlan:
+        """The plan as an exposure sees it: that of its own field, where there are several."""
+        return replace(self, field=exposure.field) if self.survey is not None and exposure.role != "cal" else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +239,10 @@ class SimExposure:
     """One exposure of the plan and the conditions under which it was taken.
 
     ``jd`` is OBSJD, ``jd_mid`` the middle between the shutter's opening and closing. ``seeing`` is the FWHM in
-    px, pixel included. ``transparency`` is in mag (0: clear). ``sky`` is DN per pixel, ``gradient`` its
-    relative slope over half a quadrant in x and y. ``error`` is the pointing error (xi, eta; deg), ``rotation``
-    deg. ``role`` is cal, ref or sci.
+    px, pixel included. ``transparency`` is in mag (0: clear), ``cloud`` the part of it that is cloud. ``sky`` is DN
+    per pixel, of which ``moonlight`` is the moon's, and ``gradient`` its relative slope over half a quadrant in x
+    and y. ``error`` is the pointing error (xi, eta; deg), ``rotation`` deg. ``moon`` is altitude, distance from the
+    field (deg) and lit fraction. ``role`` is cal, ref or sci.
     """
 
     role: str
@@ -199,6 +264,9 @@ class SimExposure:
     error: tuple[float, float] = (0.0, 0.0)
     rotation: float = 0.0
     level: float = 0.0  # DN, dome flats
+    cloud: float = 0.0
+    moonlight: float = 0.0
+    moon: tuple[float, float, float] = (math.nan, math.nan, math.nan)
 
     @property
     def jd_open(self) -> float:
@@ -223,7 +291,8 @@ class SimExposure:
 
 
 @lru_cache(maxsize=1)
-def _fields() -> dict[int, tuple[float, float]]:
+def field_centres() -> dict[int, tuple[float, float]]:
+    """Centres (deg) of all fields of the survey's grid."""
     text = resources.files("stream.core").joinpath("data/fields.csv").read_text()
     rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
     return {int(row["field"]): (float(row["ra"]), float(row["dec"])) for row in rows}
@@ -232,153 +301,9 @@ def _fields() -> dict[int, tuple[float, float]]:
 def field_centre(field: int) -> tuple[float, float]:
     """Centre (deg) of a field of the survey's grid; ``UsageError`` for a number that is not in it."""
     try:
-        return _fields()[field]
+        return field_centres()[field]
     except KeyError:
         raise UsageError(f"field {field} is not in the survey's grid") from None
-
-
-def _time(midnight: float, seconds: float) -> tuple[float, str]:
-    """Start on a tick of the name's clock, and the name's time stamp."""
-    ticks = round(seconds / 86_400.0 * NAME_TICKS)
-    day, tick = divmod(ticks, NAME_TICKS)
-    jd = midnight + day + tick / NAME_TICKS
-    return jd, f"{identity.utc_of(midnight + day + 0.5):%Y%m%d}{tick:06d}"
-
-
-def common_error(plan: NightPlan) -> tuple[float, float, float]:
-    """Pointing error (xi, eta; deg) and rotation (deg) that all exposures of the plan share.
-
-    With a source list it is such that the list fills its quadrant.
-    """
-    rng = seeded(plan.seed, "pointing", plan.field)
-    angle = rng.uniform(0, 2 * math.pi)
-    size = plan.pointing_error * rng.uniform(0.7, 1.0)
-    sign = 1.0 if rng.uniform() < 0.5 else -1.0
-    rotation = sign * plan.rotation * rng.uniform(0.7, 1.0)
-    if plan.source_list is None:
-        return size * math.cos(angle), size * math.sin(angle), rotation
-    listed = read_source_list(plan)
-    xi, eta = project(*field_centre(plan.field), *listed.middle)
-    layout_xi, layout_eta = quadrant_layout()[listed.rcid]
-    c, s = math.cos(math.radians(rotation)), math.sin(math.radians(rotation))
-    return xi - float(c * layout_xi - s * layout_eta), eta - float(s * layout_xi + c * layout_eta), rotation
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SourceList:
-    """A reference PSF catalogue of the survey: its quadrant, sky positions (deg) and magnitudes (PS1-like)."""
-
-    rcid: int
-    ra: NDArray[np.float64]
-    dec: NDArray[np.float64]
-    mag: NDArray[np.float64]
-
-    @property
-    def middle(self) -> tuple[float, float]:
-        """Middle of the region that the list covers (deg)."""
-        return float(self.ra.min() + self.ra.max()) / 2, float(self.dec.min() + self.dec.max()) / 2
-
-
-@lru_cache(maxsize=2)
-def read_source_list(plan: NightPlan) -> SourceList:
-    """The plan's source list.
-
-    Raises
-    ------
-    UsageError
-        The plan has none, the file is no such catalogue, or it is of another field, filter or CCD.
-    """
-    path = plan.source_list
-    if path is None:
-        raise UsageError("the plan names no source list")
-    try:
-        with fits.open(path) as hdus:
-            header, rows = hdus[0].header, np.asarray(hdus["PSF_CATALOG"].data)
-            field, fid, rcid = (int(header[key]) for key in ("FIELDID", "FILTERID", "RCID"))
-            mag = rows["mag"].astype(float) + float(header["MAGZP"])
-            ra, dec = rows["ra"].astype(float), rows["dec"].astype(float)
-    except (OSError, KeyError, ValueError) as error:
-        raise UsageError(f"{path} is not a reference PSF catalogue: {error}") from error
-    ccd, qid = identity.ccd_qid_of(rcid)
-    if (field, fid) != (plan.field, plan.fid) or rcid not in plan.rcids:
-        raise UsageError(f"{path} is of field {field}, filter {fid}, CCD {ccd}, quadrant {qid}: plan the same")
-    return SourceList(rcid, ra, dec, mag)
-
-
-def project(ra0: float, dec0: float, ra: float, dec: float) -> tuple[float, float]:
-    """Gnomonic offset (xi, eta; deg) of a sky position from a tangent point (deg): ``deproject`` undone."""
-    d0, d, dra = math.radians(dec0), math.radians(dec), math.radians(ra - ra0)
-    denominator = math.sin(d0) * math.sin(d) + math.cos(d0) * math.cos(d) * math.cos(dra)
-    xi = math.cos(d) * math.sin(dra) / denominator
-    eta = (math.cos(d0) * math.sin(d) - math.sin(d0) * math.cos(d) * math.cos(dra)) / denominator
-    return math.degrees(xi), math.degrees(eta)
-
-
-def _on_sky(plan: NightPlan, role: str, index: int, midnight: float, seconds: float) -> SimExposure:
-    """One exposure of the field with its own seeing, sky, guiding and transparency."""
-    jd, stamp = _time(midnight, seconds)
-    rng = seeded(plan.seed, "exposure", identity.expid_of(jd))
-    ra, dec = field_centre(plan.field)
-    xi, eta, rotation = common_error(plan)
-    guiding = rng.normal(0, 4.0 / 3600.0, 2)
-    low, high = plan.seeing
-    if role == "ref":
-        high = 0.5 * (low + high)
-    transparency = abs(rng.normal(0, 0.03))
-    cloud = rng.uniform(0, plan.cloud) if role == "sci" else 0.0
-    dark = (plan.sky if plan.sky is not None else DARK_SKY[plan.fid]) * plan.exptime / 30.0
-    return SimExposure(
-        role=role,
-        imgtype="object",
-        index=index,
-        field=plan.field,
-        fid=plan.fid,
-        jd=jd,
-        exptime=plan.exptime,
-        programid=plan.programid,
-        stamp=stamp,
-        ra=ra,
-        dec=dec,
-        airmass=round(1.0 + rng.uniform(0.05, 0.5), 3),
-        seeing=rng.uniform(low, high),
-        transparency=transparency + cloud,
-        sky=dark * rng.uniform(0.85, 1.2),
-        gradient=(rng.normal(0, 0.02), rng.normal(0, 0.02)),
-        error=(xi + guiding[0], eta + guiding[1]),
-        rotation=rotation + rng.normal(0, 0.002),
-    )
-
-
-def schedule(plan: NightPlan) -> tuple[SimExposure, ...]:
-    """All exposures of the plan in time order: calibration, references, science."""
-    reference_days = [1.0 + 14.0 * (1 - (i + 1) / plan.n_reference) for i in range(plan.n_reference)]
-    nights = [plan.midnight - round(day) for day in reference_days]
-    first = min([*nights, plan.midnight])
-    exposures: list[SimExposure] = []
-    hour = 0.6 * 3600.0  # the afternoon at Palomar, before any sky exposure
-    for imgtype, count, exptime in (
-        ("bias", plan.n_bias, 0.0),
-        ("dark", plan.n_dark, 30.0),
-        ("flat", plan.n_flat, 10.0),
-    ):
-        for i in range(count):
-            jd, stamp = _time(first, hour)
-            hour += 25.0 + exptime
-            level = seeded(plan.seed, "lamp", identity.expid_of(jd)).uniform(18_000, 22_000)
-            fid = plan.fid
-            exposures.append(
-                SimExposure("cal", imgtype, i, 0, fid, jd, exptime, 0, stamp, level=level if imgtype == "flat" else 0.0)
-            )
-    per_night: dict[float, int] = {}
-    for i, midnight in enumerate(nights):
-        k = per_night[midnight] = per_night.get(midnight, -1) + 1
-        exposures.append(_on_sky(plan, "ref", i, midnight, 6.1 * 3600.0 + 61.3 * i + k * plan.cadence))
-    for i in range(plan.n_science):
-        exposures.append(_on_sky(plan, "sci", i, plan.midnight, 5.05 * 3600.0 + i * plan.cadence))
-    exposures.sort(key=lambda exposure: exposure.jd)
-    if len({exposure.expid for exposure in exposures}) < len(exposures):
-        raise UsageError("two exposures would start in the same second: choose another cadence")
-    return tuple(exposures)
 
 
 def zeropoint(plan: NightPlan, exposure: SimExposure, rcid: int) -> tuple[float, float]:
@@ -392,8 +317,3 @@ def zeropoint(plan: NightPlan, exposure: SimExposure, rcid: int) -> tuple[float,
         + rng.normal(0, 0.03)
     )
     return magzp, COLOUR_TERM[exposure.fid] + rng.normal(0, 0.004)
-
-
-def telescope_pointing(exposure: SimExposure) -> tuple[float, float]:
-    """Where the telescope really looked (deg): the nominal pointing moved by the pointing error."""
-    return deproject(exposure.ra, exposure.dec, *exposure.error)

@@ -38,7 +38,7 @@ def test_the_moon_is_where_astropy_has_it(midnight):
         elongation = get_sun(when).separation(get_body("moon", when, PALOMAR), origin_mismatch="ignore").rad
         assert ours.lit == pytest.approx((1 - math.cos(elongation)) / 2, abs=0.01)
         later = almanac.moon(jd + 0.5)
-        assert ours.waxing == (later.lit > ours.lit) or 0.99 < ours.lit or ours.lit < 0.01
+        assert ours.waxing == (later.lit > ours.lit) or ours.lit > 0.99 or ours.lit < 0.01
 
 
 @pytest.mark.parametrize("midnight", NIGHTS)

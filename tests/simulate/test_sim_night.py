@@ -36,7 +36,7 @@ def night(tmp_path_factory):
 def test_what_was_written_is_what_the_summary_says(night):
     assert [len(paths) for paths in (night.calibration, night.reference, night.science)] == [3, 1, 2]
     assert sorted(p.name for p in night.out.iterdir()) == [
-        "MPCORB.DAT", "bright.parquet", "gaia.parquet", "ps1.parquet", "raw", "truth",
+        "CometEls.txt", "MPCORB.DAT", "bright.parquet", "gaia.parquet", "ps1.parquet", "raw", "truth",
     ]  # fmt: skip
     files = sorted(night.out.glob("raw/*/*"))
     assert files == sorted(night.calibration + night.reference + night.science)
@@ -122,7 +122,7 @@ def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
     plan = replace(PLAN, n_flat=0, n_dark=0, n_reference=0, n_science=2)
     one, two = simulate_night(tmp_path / "one", plan), simulate_night(tmp_path / "two", plan, workers=2)
     assert digest(two.out) == digest(one.out)
-    assert len(digest(one.out)) == 3 + 4 + 4
+    assert len(digest(one.out)) == 3 + 5 + 4
 
 
 def digest(folder) -> dict[str, str]:
@@ -275,9 +275,10 @@ def test_impossible_plans_are_refused(wrong):
 
 
 def test_two_exposures_cannot_share_an_identifier(monkeypatch):
-    monkeypatch.setattr("stream.simulate.plan._time", lambda midnight, _seconds: (midnight + 0.3, "20201005300000"))
+    same = "20201005300000"
+    monkeypatch.setattr("stream.simulate.conditions.clock", lambda midnight, _seconds: (midnight + 0.3, same))
     with pytest.raises(UsageError, match="cadence"):
-        schedule(PLAN)
+        schedule(replace(PLAN, cadence=1801.0))
 
 
 def test_truth_that_is_not_there_is_said(tmp_path):

@@ -13,7 +13,7 @@ from scipy import integrate
 from stream.core.camera import FULL, SMALL, nominal_wcs
 from stream.simulate import NightPlan, psf_field, schedule, true_wcs, wcs_of
 from stream.simulate.optics import BETA_CORE, WING_FRACTION, WING_SCALE, PsfField, noise_area
-from stream.simulate.plan import common_error
+from stream.simulate.pointing import common_error
 
 
 def plan_of(**how) -> NightPlan:

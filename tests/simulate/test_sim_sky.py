@@ -11,21 +11,26 @@ from astropy.time import Time
 from stream.core.camera import FULL, SMALL, quadrant_centre
 from stream.core.errors import UsageError
 from stream.core.records import BRIGHT_DTYPE, GAIA_DTYPE, PS1_DTYPE
-from stream.simulate import NightPlan, epoch_positions, paint_quadrant, schedule, true_wcs
+from stream.simulate import NightPlan, epoch_positions, lightcurves, paint_quadrant, schedule, starcounts, true_wcs
 from stream.simulate.catalogs import bright_table, gaia_table, ps1_table
-from stream.simulate.plan import common_error, field_centre, project, zeropoint
+from stream.simulate.events import eruptive, faders, sky_of, snr_to_mag, transients
+from stream.simulate.lightcurves import magnitudes_at
+from stream.simulate.plan import field_centre, zeropoint
+from stream.simulate.pointing import common_error, project
 from stream.simulate.sky import (
     CATALOG_REACH,
+    CELL,
     GALAXY,
     STAR,
     TRANSIENT,
     VARIABLE,
+    bright_cell,
     bright_stars,
-    magnitudes_at,
-    sky_of,
-    snr_to_mag,
+    cell_box,
+    cells_around,
+    columns_of,
+    star_cell,
     steady_sky,
-    transients,
 )
 
 
@@ -51,16 +56,122 @@ def test_each_source_once_whatever_quadrants_are_asked_for(plan, sky):
     assert np.array_equal(both, one)
 
 
-def test_counts_are_those_of_moderate_latitude():
+def test_counts_of_a_quadrant_are_those_of_its_place_in_the_galaxy():
     plan = NightPlan(camera=FULL, qids=(3,), n_science=1)
     exposure = schedule(plan)[-1]
     table = sky_of(plan, exposure, 2)
     x, y = true_wcs(plan, exposure, 2).to_pixel(table["ra"], table["dec"])
     inside = (x > 0) & (x < 3072) & (y > 0) & (y < 3080) & (table["mags"][:, 1] < 20.6)
-    stars = inside & np.isin(table["kind"], (STAR, VARIABLE))
-    assert 4500 < stars.sum() < 5500
+    area = 3072 * 3080 * (1.0125 / 3600) ** 2
+    ra, dec = field_centre(plan.field)
+    expected = area * starcounts.star_density(ra, dec, 20.6)
+    stars = inside & np.isin(table["kind"], (STAR, VARIABLE)) & (table["truth_id"] > 10_000_000_000)
+    assert stars.sum() == pytest.approx(expected, rel=0.12)
     assert 1200 < (inside & (table["kind"] == GALAXY)).sum() < 1800
-    assert 20 < (inside & (table["kind"] == VARIABLE)).sum() < 120
+    assert 5 < (inside & (table["kind"] == VARIABLE)).sum() < 60
+
+
+def test_the_model_of_star_counts_has_the_published_values():
+    """Bahcall & Soneira (1980), fig. 3: some 80 stars a square degree brighter than V 15 at the pole, ten times as
+    many at 20; the whole sky has 9,000 naked-eye stars."""
+    assert float(starcounts.stars_brighter(15.0, 0.0, 90.0)) == pytest.approx(95, rel=0.25)
+    assert float(starcounts.stars_brighter(20.0, 0.0, 90.0)) == pytest.approx(1450, rel=0.25)
+    latitudes = np.degrees(np.arcsin(np.linspace(-0.99, 0.99, 40)))
+    naked = np.mean([float(starcounts.stars_brighter(6.5, lon, b)) for b in latitudes for lon in range(0, 360, 45)])
+    assert naked * 41_253 == pytest.approx(9000, rel=0.35)
+    assert starcounts.star_density(*field_centre(448), 20.6) < starcounts.star_density(90.0, 10.0, 20.6)
+
+
+@pytest.mark.real
+def test_counts_follow_two_real_quadrants_near_the_galactic_pole(real_data):
+    """Sources brighter than g 19.5 of a reference catalogue and of a release's light curves, by half magnitudes."""
+    import pyarrow.parquet as pq
+    from astropy.io import fits
+
+    with fits.open(real_data / "catalogs" / "ztf_000202_zg_c10_q1_refpsfcat.fits") as hdus:
+        rows = hdus["PSF_CATALOG"].data
+        places = [(rows["ra"], rows["dec"], rows["mag"] + hdus[0].header["MAGZP"])]
+    curves = pq.read_table(real_data / "catalogs" / "ztf_000250_zg_c01_q1_dr5.parquet")
+    medians = np.array([np.median(m) if len(m) else np.nan for m in curves["mag"].to_pylist()])
+    places.append((np.array(curves["objra"]), np.array(curves["objdec"]), medians))
+    edges = np.arange(14.0, 19.6, 0.5)
+    for ra, dec, g in places:
+        real = np.histogram(g, edges)[0]
+        area = np.ptp(ra) * np.cos(np.radians(np.median(dec))) * np.ptp(dec)
+        ours = _expected_g(float(np.median(ra)), float(np.median(dec)), edges) * area
+        assert ours.sum() == pytest.approx(real.sum(), rel=0.30)
+        pull = (real - ours) / np.hypot(np.sqrt(ours + 1), 0.35 * ours)
+        assert np.abs(pull).max() < 3
+        assert np.corrcoef(np.log(real + 1), np.log(ours + 1))[0, 1] > 0.95
+
+
+def _expected_g(ra: float, dec: float, edges) -> np.ndarray:
+    """Stars and galaxies a square degree by PSF magnitude in g, from the simulator's own sky around a place."""
+    plan = NightPlan(camera=FULL, star_density=None)
+    row = int((dec + 90) / CELL)
+    cells = [(row + j, int(ra / 360 * columns_of(row + j)) + i) for i in range(-6, 6) for j in range(-6, 6)]
+    stars = np.concatenate([star_cell(plan, cell) for cell in cells])
+    area = sum(
+        (e - w) * np.degrees(np.sin(np.radians(n)) - np.sin(np.radians(s))) for w, e, s, n in map(cell_box, cells)
+    )
+    density = starcounts.galaxy_density(21.8)
+    r = starcounts.power_law_magnitudes(np.random.default_rng(1), 20_000, 15.5, 21.8, starcounts.GALAXY_SLOPE)
+    # A PSF magnitude of a galaxy of that size misses some of its light, and the mean galaxy has g - r of 0.7.
+    psf = r + 0.7 + 1.2 * np.log10(1.0 + 3.0 * 10 ** (-0.11 * (r - 16)) / 0.8)
+    galaxies = np.histogram(psf, edges)[0] * density / len(r)
+    return np.histogram(stars["mags"][:, 0], edges)[0] / area + galaxies
+
+
+@pytest.mark.real
+def test_colours_follow_the_stars_in_real_packets(real_data):
+    """The stellar locus: median r-i and i-z by g-r of the Pan-STARRS1 stars that real packets list."""
+    import fastavro
+
+    listed = []
+    for path in sorted((real_data / "alerts").rglob("*.avro")):
+        with path.open("rb") as file:
+            for packet in fastavro.reader(file):
+                row = packet["candidate"]
+                for k in "123":
+                    star = [row.get(name + k) for name in ("sgmag", "srmag", "simag", "szmag", "sgscore")]
+                    if None not in star and min(star) > 0 and star[4] > 0.8:
+                        listed.append(star[:4])
+    real = np.array(listed)
+    assert len(real) > 200
+    ours = starcounts.star_colours(np.random.default_rng(2), np.random.default_rng(3).choice(real[:, 1], 20_000))
+    for low in (0.3, 0.5, 0.7, 1.1):
+        medians = []
+        for mags in (real, ours):
+            gr = mags[:, 0] - mags[:, 1]
+            some = mags[(gr > low) & (gr < low + 0.2)]
+            medians.append([np.median(some[:, 1] - some[:, 2]), np.median(some[:, 2] - some[:, 3])])
+        assert np.abs(np.subtract(*medians)).max() < 0.12
+    assert np.median(ours[:, 0] - ours[:, 1]) == pytest.approx(np.median(real[:, 0] - real[:, 1]), abs=0.15)
+
+
+def test_a_cell_is_the_same_for_neighbouring_fields():
+    """Two fields see one sky: the stars in their overlap are the same sources."""
+    first, second = NightPlan(camera=FULL, field=448), NightPlan(camera=FULL, field=449)
+    cells = [{cell for rcid in range(64) for cell in cells_around(plan, rcid, 0.02)} for plan in (first, second)]
+    shared = cells[0] & cells[1]
+    assert 0 < len(shared) < 0.2 * len(cells[0])
+    cell = min(shared)
+    assert np.array_equal(star_cell(first, cell), star_cell(second, cell))
+    west, east, south, north = cell_box(cell)
+    table = star_cell(first, cell)
+    assert ((table["ra"] >= west) & (table["ra"] < east) & (table["dec"] >= south) & (table["dec"] < north)).all()
+
+
+@pytest.mark.parametrize("field", [448, 1895, 879])
+def test_cells_cover_a_quadrant_wherever_the_field_is(field):
+    plan = NightPlan(camera=FULL, field=field, n_science=1)
+    cells = set(cells_around(plan, 17, 0.02))
+    exposure = schedule(plan)[-1]
+    x, y = np.random.default_rng(1).uniform(-60, 3140, (2, 400))
+    for ra, dec in zip(*true_wcs(plan, exposure, 17).to_sky(x, y), strict=True):
+        row = int((dec + 90) / CELL)
+        assert (row, int(ra / 360 * columns_of(row))) in cells
+    assert len(cells) < 220
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -161,14 +272,33 @@ def test_ps1_marks_what_is_too_faint_and_tells_stars_from_galaxies(plan, sky):
 
 def test_bright_table_lists_naked_eye_stars():
     plan = small(bright_stars=2, qids=(2,))
-    table = bright_table(plan, bright_stars(plan))
+    stars = bright_stars(plan)
+    table = bright_table(plan, stars)
     assert table.dtype == BRIGHT_DTYPE
-    assert len(table) == 2
-    assert (table["vmag"] < 6.5).all()
+    assert len(np.unique(table["name"])) == len(table) == len(stars)
     exposure = schedule(plan)[-1]
     image, _, _ = paint_quadrant(plan, exposure, 1)
     plain, _, _ = paint_quadrant(small(qids=(2,)), exposure, 1)
     assert np.median(image - plain) > 1.0  # the halo's disc covers a small quadrant
+
+
+def test_bright_stars_cover_the_focal_plane_as_densely_as_the_sky():
+    numbers = []
+    for field in (448, 450, 600, 700):
+        plan = NightPlan(field=field)
+        stars = bright_stars(plan)
+        ra0, dec0 = field_centre(field)
+        east = ((stars["ra"] - ra0 + 180) % 360 - 180) * np.cos(np.radians(stars["dec"]))
+        north = stars["dec"] - dec0
+        for sign in (-1, 1):
+            assert (east * sign > 2.5).any()
+            assert (north * sign > 2.5).any()
+        numbers.append((stars["mags"][:, 1] < 6.5).sum() / 55)
+        assert (stars["mags"][:, 1] <= starcounts.STAR_BRIGHT).all()
+        assert stars["truth_id"].min() > 9_000_000_000_000
+    assert 0.05 < np.mean(numbers) < 0.5
+    assert len(bright_stars(NightPlan(star_density=0))) == 0
+    assert np.array_equal(bright_cell(NightPlan(), (94, 10)), bright_cell(NightPlan(field=449), (94, 10)))
 
 
 def test_transients_are_on_the_chip_on_hosts_and_of_the_planned_signal():
@@ -181,11 +311,14 @@ def test_transients_are_on_the_chip_on_hosts_and_of_the_planned_signal():
     assert ((x > 0) & (x < 3072) & (y > 0) & (y < 3080)).all()
     galaxies = {int(row["truth_id"]): row for row in sky_of(plan, exposure, 0) if row["kind"] == GALAXY}
     hosted = table[table["host_id"] >= 0]
+    assert set(table["variety"].tolist()) == set(lightcurves.TRANSIENTS)
+    assert ((table["host_id"] < 0) == (table["variety"] == lightcurves.HOSTLESS)).all()
     assert 0.5 < len(hosted) / 40 < 0.95
     for row in hosted:
         host = galaxies[int(row["host_id"])]
         east = (row["ra"] - host["ra"]) * np.cos(np.radians(host["dec"]))
-        assert 3600 * np.hypot(east, row["dec"] - host["dec"]) < 4 * host["re"] + 0.5
+        offset = 3600 * np.hypot(east, row["dec"] - host["dec"])
+        assert offset < (0.9 if row["variety"] == lightcurves.NUCLEAR else 4 * host["re"])
     reference = next(e for e in schedule(plan) if e.role == "ref")
     assert not (sky_of(plan, reference, 0)["kind"] == TRANSIENT).any()
     # Signal to noise, from the flux and the noise of a matched filter computed anew.
@@ -204,12 +337,86 @@ def test_depth_is_the_surveys():
     assert float(snr_to_mag(plan, np.array([5.0]))[0]) == pytest.approx(20.7, abs=0.3)
 
 
-def test_variables_vary_and_others_do_not(sky):
+def test_variables_vary_with_their_period_and_others_do_not(sky):
     variables = sky[sky["kind"] == VARIABLE]
-    mags = np.array([magnitudes_at(variables, 2459127.0 + t, 2)[0] for t in np.linspace(0, 40, 200)])
-    assert np.allclose(np.ptp(mags, axis=0), 2 * variables["amplitude"], rtol=0.1)
+    assert set(variables["variety"].tolist()) <= set(lightcurves.PERIODIC)
+    assert len(variables) > 3
+    for k in range(len(variables)):
+        one = variables[k : k + 1]
+        cycle = np.linspace(0, 1, 2000)
+        mags = np.array([magnitudes_at(one, 2459127.0 + t * float(one["period"][0]), 2)[0][0] for t in cycle])
+        assert np.ptp(mags) == pytest.approx(2 * one["amplitude"][0], rel=0.02)
+        again = magnitudes_at(one, 2459127.0 + 3 * float(one["period"][0]), 2)[0][0]
+        assert again == pytest.approx(mags[0], abs=0.01)
+        if one["variety"][0] == lightcurves.ECLIPSING:
+            assert np.median(mags) == pytest.approx(float(one["mags"][0, 1]), abs=0.01)
     stars = sky[sky["kind"] == STAR]
     assert np.array_equal(magnitudes_at(stars, 2459127.0, 2)[0], magnitudes_at(stars, 2459130.3, 2)[0])
+    assert not (steady_sky(small(seed=2, qids=(1, 2), variables=0.0), (0, 1), 0.05)["kind"] == VARIABLE).any()
+
+
+def test_transients_rise_and_fall():
+    plan = NightPlan(camera=FULL, qids=(1,), n_science=1)
+    table = transients(plan, 0)
+    anchor = schedule(plan)[-1].jd_mid
+    days = np.arange(-60, 200, 0.25)
+    mags = np.array([magnitudes_at(table, anchor + day, 2)[0] for day in days])
+    now = magnitudes_at(table, anchor, 2)[0]
+    assert now == pytest.approx(table["mags"][:, 1], abs=1e-5)
+    peak = np.argmin(mags, axis=0)
+    assert ((days[peak] > -40) & (days[peak] < 20)).all()
+    # In linear light: up faster than down, each within a factor of its time scale.
+    for k in range(len(table)):
+        light = 10 ** (-0.4 * (mags[:, k] - mags[peak[k], k]))
+        above = np.flatnonzero(light > 0.5)
+        up, down = (peak[k] - above[0]) * 0.25, (above[-1] - peak[k]) * 0.25
+        assert up < down + 0.5
+        assert down < 2.0 * table["fall"][k] + 2 * table["rise"][k] + 0.5
+    change = np.abs(magnitudes_at(table, anchor + 5, 2)[0] - now)
+    assert (change > 0.05).mean() > 0.7  # over some nights most are seen to change
+    assert np.abs(magnitudes_at(table, anchor + 0.05, 2)[0] - now).max() < 0.35
+
+
+def test_eruptive_stars_erupt_while_science_is_taken():
+    plan = NightPlan(camera=FULL, qids=(1,), n_science=3, eruptive=60)
+    table = eruptive(plan, 0)
+    first, last = schedule(plan)[-3].jd_mid, schedule(plan)[-1].jd_mid
+    flare = table["variety"] == lightcurves.FLARE
+    assert 10 < flare.sum() < 50
+    times = np.linspace(first - 5, last + 1, 3000)
+    brightest = np.min([magnitudes_at(table, jd, 2)[0] for jd in times], axis=0)
+    assert (table["mags"][:, 1] - brightest)[~flare] == pytest.approx(table["amplitude"][~flare], abs=0.1)
+    assert ((table["mags"][:, 1] - brightest)[flare] > 0.3).all()
+    assert magnitudes_at(table, first - 6.0, 2)[0][flare] == pytest.approx(table["mags"][flare, 1])
+
+
+def test_faders_leave_a_hole():
+    plan = NightPlan(camera=FULL, qids=(1,), n_science=2, n_reference=5, faders=30)
+    table, exposures = faders(plan, 0), schedule(plan)
+    bright = [magnitudes_at(table, e.jd_mid, 2)[0] for e in exposures if e.role == "ref"]
+    faint = [magnitudes_at(table, e.jd_mid, 2)[0] for e in exposures if e.role == "sci"]
+    assert np.max(bright, axis=0) == pytest.approx(table["mags"][:, 1], abs=0.02)
+    # The wing of the fading curve still shines a little where the fader is nearly gone.
+    assert (np.min(faint, axis=0) - np.max(bright, axis=0) > 0.8 * table["amplitude"] - 0.1).all()
+
+
+@pytest.mark.parametrize("what", ["transients", "eruptive", "faders"])
+def test_populations_can_be_switched_off(what):
+    plan = small(**{what: 0}, n_reference=1)
+    assert len({"transients": transients, "eruptive": eruptive, "faders": faders}[what](plan, 0)) == 0
+    empty = small(star_density=0, galaxy_density=0, transients=0, eruptive=0, faders=0)
+    assert len(sky_of(empty, schedule(empty)[-1], 0)) == 0
+
+
+def test_a_million_stars_a_square_degree():
+    plan = NightPlan(camera=FULL, star_density=150.0)
+    cell = cells_around(plan, 0, 0.0)[0]
+    stars = star_cell(plan, cell)
+    west, east, south, north = cell_box(cell)
+    area = (east - west) * np.degrees(np.sin(np.radians(north)) - np.sin(np.radians(south)))
+    assert (stars["mags"][:, 1] < 20.6).sum() / area == pytest.approx(1e6, rel=0.05)
+    # A whole quadrant's sky fits into memory: a hundred megabytes.
+    assert stars.nbytes * 110 < 250e6
 
 
 def test_a_real_source_list_is_painted_where_it_lies(real_data):
