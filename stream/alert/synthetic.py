@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.alert.schema import CANDIDATE_FIELDS, EXTENSION_FIELDS, PRV_FIELDS
+from stream.alert.schema import CANDIDATE_FIELDS, EXTENSION_FIELDS, FP_FIELDS, PRV_FIELDS
 from stream.alert.stamps import STAMP_SIDE, encode_stamp
 from stream.core.camera import FULL
 from stream.core.identity import MAX_TBLID, candid_of, expid_of, nid_of, night_of, pid_of, rfid_of, rid_of
@@ -18,12 +18,16 @@ from stream.core.records import BatchItem, CandidateBatch, Row
 _JD, _FIELD, _FID, _RCID = 2458452.02384, 651, 2, 8
 _SKY, _NOISE = 300.0, 8.0  # DN, a dark r-band exposure of 30 s
 _DIFFMAGLIM, _MAGZP, _FWHM = 20.5, 26.2, 2.2
-_HISTORY_DAYS = (21.0, 9.0, 3.0)  # epochs before the alert; the middle one saw nothing
+# Epochs before the alert, days: what a public field gets in a month, two filters every second night. Every third saw
+# something. Real packets hold 11 to 67 rows and up to 21 forced points.
+_HISTORY_DAYS = tuple(29.0 - 2.0 * i + hour for i in range(14) for hour in (0.0, -0.125))
 _EDGE = 40.0  # px: every stamp is whole
 
 
 def synthetic_batch(n: int, seed: int = 1) -> CandidateBatch:
-    """One quadrant's batch of ``n`` enriched and scored candidates, each with a history of three epochs.
+    """One quadrant's batch of ``n`` enriched and scored candidates.
+
+    Each has a month's history: 28 epochs, detections, limits and a forced point of each.
 
     Raises
     ------
@@ -48,8 +52,9 @@ def _item(rng: np.random.Generator, pid: int, tblid: int) -> BatchItem:
     nneg = int(np.sum(difference[29:34, 29:34] < 0))
     cutouts = (encode_stamp(science), encode_stamp(template), encode_stamp(difference))
     candidate = _candidate(rng, pid, tblid, mag, nneg)
-    history = [_epoch(candidate, _JD - days, days != _HISTORY_DAYS[1]) for days in _HISTORY_DAYS]
-    return BatchItem(candidate, dict.fromkeys(EXTENSION_FIELDS), cutouts, _object_id(tblid), history, None)
+    history = [_epoch(candidate, _JD - days, i % 3 == 0) for i, days in enumerate(_HISTORY_DAYS)]
+    forced = [_point(rng, candidate, row["jd"]) for row in [*history, candidate]][::-1]
+    return BatchItem(candidate, dict.fromkeys(EXTENSION_FIELDS), cutouts, _object_id(tblid), history, forced)
 
 
 def _star() -> NDArray[np.float32]:
@@ -89,7 +94,7 @@ def _candidate(rng: np.random.Generator, pid: int, tblid: int, mag: float, nneg:
         "nmatches": 900, "clrcoeff": 0.1, "clrcounc": 1e-5, "scorr": 5.0 * 10 ** (0.4 * (_DIFFMAGLIM - mag)),
         "rb": float(rng.uniform()), "rbversion": "synthetic", "drb": float(rng.uniform()), "drbversion": "synthetic",
         "nmtchps": 3, "rfid": rfid_of(_FIELD, _FID, _RCID), "jdstartref": 2458150.5, "jdendref": 2458320.25,
-        "nframesref": 17, "exptime": 30.0, "ndethist": 3, "ncovhist": 4, "jdstarthist": _JD - _HISTORY_DAYS[0],
+        "nframesref": 17, "exptime": 30.0, "ndethist": 11, "ncovhist": 29, "jdstarthist": _JD - _HISTORY_DAYS[0],
         "jdendhist": _JD, "ranr": 150.0, "decnr": 20.0, "tooflag": 0,
     }  # fmt: skip
     for i, distance in enumerate(distances, 1):
@@ -109,3 +114,17 @@ def _epoch(candidate: Row, jd: float, seen: bool) -> Row:
         taken = {name: candidate[name] for name in ("isdiffpos", "ra", "dec", "magpsf", "sigmapsf")}
         row |= {"candid": candid_of(pid, True, candidate["tblid"]), **taken}
     return row
+
+
+def _point(rng: np.random.Generator, candidate: Row, jd: float) -> Row:
+    """One forced point."""
+    row: Row = dict.fromkeys(FP_FIELDS) | {
+        "field": _FIELD, "rcid": _RCID, "fid": _FID, "pid": pid_of(rid_of(expid_of(jd), _RCID)),
+        "rfid": candidate["rfid"], "sciinpseeing": _FWHM, "scibckgnd": _SKY, "scisigpix": _NOISE, "magzpsci": _MAGZP,
+        "magzpsciunc": 1e-5, "magzpscirms": 0.03, "clrcoeff": 0.1, "clrcounc": 1e-5, "exptime": 30.0,
+        "diffmaglim": _DIFFMAGLIM, "programid": 1, "jd": jd, "procstatus": "0",
+        "forcediffimflux": float(rng.normal(0.0, 30.0)), "forcediffimfluxunc": float(rng.uniform(28.0, 35.0)),
+        "ranr": candidate["ranr"], "decnr": candidate["decnr"], "distnr": 1.5, "magnr": 19.5, "sigmagnr": 0.05,
+        "chinr": 0.5, "sharpnr": 0.0,
+    }  # fmt: skip
+    return {name: row[name] for name in FP_FIELDS}

@@ -13,9 +13,12 @@ import pytest
 from nights import PLAN, ztf_stream
 
 from stream import __version__
+from stream.alert.synthetic import synthetic_batch
 from stream.archive import ProductStore, iterate_packets, reference_path
 from stream.cli.main import COMMANDS
+from stream.core.identity import alert_topic_of
 from stream.core.records import QuadrantReport
+from stream.engine.alert_messages import LIGHT, PERMANENT
 
 LEAVES = [
     ["demo"], ["run"], ["worker"], ["status"], ["simulate"], ["process"], ["ingest"],
@@ -240,12 +243,24 @@ def test_alerts_export_a_night_of_process(processed, tmp_path):
     assert empty.status == 1
 
 
-def test_bench_alerts_counts_what_it_writes():
-    (figures,) = ztf_stream("bench", "alerts", "--number", 300, "--json").ok().rows()
-    assert figures["packets"] == 300
-    rate = figures["packets"] / figures["core_seconds"] * 60
-    assert figures["packets_per_minute_per_core"] == pytest.approx(rate, rel=0.05)
-    assert 30_000 < figures["bytes_per_packet"] < 120_000
+@pytest.mark.services
+def test_bench_alerts_counts_what_the_broker_has(settings):
+    from stream.engine.kafka import ends_of, make_admin
+
+    topics = [alert_topic_of(synthetic_batch(0).jd, 1), PERMANENT[1], LIGHT[1]]
+
+    def held():
+        ends = ends_of(make_admin(settings), topics)
+        return [sum(ends.get(topic, {}).values()) for topic in topics]
+
+    before = held()
+    options = "--number", 120, "--processes", 1, "--every-topic", "--json"
+    (figures,) = ztf_stream("bench", "alerts", *options, ZTF_BOOTSTRAP=settings.bootstrap).ok().rows()
+    assert [after - then for after, then in zip(held(), before, strict=True)] == [120] * 3
+    assert figures["alerts"] == 120
+    assert figures["per_minute"] == pytest.approx(120 / figures["seconds"] * 60, rel=0.05)
+    assert figures["cpu_us_per_alert"] == pytest.approx(sum(figures["cpu_us"].values()), abs=4)
+    assert 40_000 < figures["bytes_per_alert"] < 120_000
 
 
 def test_status_without_a_system_says_how_to_start_one(tmp_path):

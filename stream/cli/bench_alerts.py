@@ -1,0 +1,138 @@
+"""``bench alerts``: what writing and publishing alerts costs, as whole processes against a real broker."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stream.engine.config import Settings
+
+_BATCH = 200  # different alerts; the rest are these again
+_FLUSH = 400  # alerts that are confirmed together, as the emitter confirms what a few quadrants gave
+
+
+def published(number: int, processes: int, every_topic: bool) -> dict[str, Any]:
+    """Write and publish ``number`` alerts by ``processes`` processes at once; the figures."""
+    with _broker() as (settings, pid):
+        from stream.alert.synthetic import synthetic_batch
+        from stream.core.identity import alert_topic_of
+        from stream.engine.alert_messages import LIGHT, PERMANENT
+        from stream.engine.kafka import make_admin
+        from stream.engine.topics import ensure_topics, load_topics
+
+        topics = alert_topic_of(synthetic_batch(0).jd, 1), PERMANENT[1], LIGHT[1]
+        ensure_topics(make_admin(settings), load_topics(settings.topics_file), settings.profile, topics)
+        context = multiprocessing.get_context("spawn")
+        gate = context.Barrier(processes + 1)
+        results = context.Queue()
+        share = -(-number // processes)
+        arguments = [(settings.environment(), share, every_topic, gate, results) for _ in range(processes)]
+        workers = [context.Process(target=_write, args=args) for args in arguments]
+        for worker in workers:
+            worker.start()
+        gate.wait()
+        before, started = _cpu_of(pid), time.perf_counter()
+        done = [results.get() for _ in workers]
+        seconds = time.perf_counter() - started
+        broker = _cpu_of(pid) - before
+        for worker in workers:
+            worker.join()
+    return _figures(share * processes, seconds, done, broker)
+
+
+@contextmanager
+def _broker() -> Iterator[tuple[Settings, int | None]]:
+    """Settings for a broker, and its process where it is ours."""
+    from stream.engine.config import load_settings
+    from stream.engine.embedded_kafka import EmbeddedKafka
+
+    if os.environ.get("ZTF_BOOTSTRAP"):
+        yield load_settings(), None
+        return
+    with tempfile.TemporaryDirectory(prefix="ztf-bench-") as folder:
+        broker = EmbeddedKafka(Path(folder))
+        broker.start()
+        try:
+            yield load_settings(environ={}, bootstrap=broker.bootstrap), broker.pid
+        finally:
+            broker.stop()
+
+
+def _cpu_of(pid: int | None) -> float:
+    """User and system seconds of a process so far; 0 where that is not known."""
+    if pid is None:
+        return 0.0
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:  # not Linux
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _write(environment: dict[str, str], number: int, every_topic: bool, gate: Any, results: Any) -> None:
+    """One writer process: stamps from their pixels, packets, and the broker's word that it has them."""
+    os.environ.update(environment)
+    from stream.alert import LEDGER, checked_packet, decode_stamp, encode_stamp, light_packet, write_packet
+    from stream.alert.synthetic import synthetic_batch
+    from stream.core.identity import alert_topic_of
+    from stream.engine.alert_messages import LIGHT, PERMANENT
+    from stream.engine.config import load_settings
+    from stream.engine.kafka import OutMessage, Sender, make_producer
+
+    batch = synthetic_batch(_BATCH)
+    pixels = [[decode_stamp(cutout) for cutout in item.cutouts] for item in batch.items]
+    sender = Sender(make_producer(load_settings(), f"bench-{os.getpid()}"))
+    topic = alert_topic_of(batch.jd, batch.programid)
+    times = dict.fromkeys(LEDGER, 1.6e9)
+    spent = dict.fromkeys(("stamps", "packets", "publishing"), 0.0)
+    gate.wait()
+    size, now = 0, time.process_time()
+    for i in range(number):
+        item = batch.items[i % _BATCH]
+        science, template, difference = (encode_stamp(stamp) for stamp in pixels[i % _BATCH])
+        item.cutouts = science, template, difference
+        stamped = time.process_time()
+        record = checked_packet(item, batch, times)
+        packet = write_packet(record)
+        light = light_packet(record) if every_topic else b""
+        written = time.process_time()
+        key = str(record["candid"]).encode()
+        sender.send(OutMessage(topic, key, packet, ()))
+        if every_topic:
+            sender.send(OutMessage(PERMANENT[1], key, packet, ()))
+            sender.send(OutMessage(LIGHT[1], record["objectId"].encode(), light, ()))
+        if i % _FLUSH == _FLUSH - 1:
+            sender.flush()
+        size += len(packet)
+        end = time.process_time()
+        spent["stamps"] += stamped - now
+        spent["packets"] += written - stamped
+        spent["publishing"] += end - written
+        now = end
+    sender.flush()
+    spent["publishing"] += time.process_time() - now
+    results.put((size, spent))
+
+
+def _figures(number: int, seconds: float, done: list[tuple[int, dict[str, float]]], broker: float) -> dict[str, Any]:
+    steps = {step: sum(spent[step] for _, spent in done) for step in done[0][1]} | {"broker": broker}
+    micro = {step: round(value / number * 1e6) for step, value in steps.items()}
+    total = sum(steps.values())
+    return {
+        "alerts": number,
+        "processes": len(done),
+        "cores": os.cpu_count(),
+        "seconds": round(seconds, 2),
+        "per_minute": round(number / seconds * 60),
+        "cpu_us_per_alert": round(total / number * 1e6),
+        "cpu_us": micro,
+        "per_minute_two_cores": round(2 * 60 * number / total),
+        "bytes_per_alert": sum(size for size, _ in done) // number,
+        "survey_per_minute": 80_000,
+    }
