@@ -8,6 +8,7 @@ of the numbers, the stored one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,19 @@ from astropy.wcs import WCS
 
 from stream.archive import catalogs, fitsio
 from stream.astrometry import wcs_cards
+from stream.core.cells import cell_nodes, spread_cells
 from stream.core.errors import MessageError
 from stream.core.identity import ccd_qid_of
-from stream.core.records import F32, Astrometry, CalibrationFrame, Reference, Row
+from stream.core.records import (
+    F32,
+    Astrometry,
+    CalibrationFrame,
+    ChannelFacts,
+    InstrumentModel,
+    PixelMask,
+    Reference,
+    Row,
+)
 
 BADPIX = "BADPIX"
 # Noise of a frame over its quantum. Reading 64 levels of noise takes as long as reading 16; the file is 2 bits a
@@ -60,6 +71,14 @@ def encode_calibration(frame: CalibrationFrame) -> tuple[bytes, bytes]:
         "QAJSON": (catalogs.json_bytes(frame.qa).decode().replace("\n", ""), ""),
     }
     typical = _typical(frame.unc)
+    cell = int(frame.qa.get("cell", 0))
+    if cell:
+        # A smooth map is known by its cells: a file of some kB, read in no time.
+        cards |= {"CALCELL": (cell, "px a side of a cell"), "CALNX": frame.data.shape[1], "CALNY": frame.data.shape[0]}
+        parts = (fitsio.plain_hdu(cell_nodes(image, cell), cards, name) for image, name in (
+            (frame.data, frame.kind.upper()), (frame.unc, "UNC")))  # fmt: skip
+        data, spread = (fitsio.primary() + part for part in parts)
+        return data, spread
     main = fitsio.float_hdu(frame.data, fitsio.quantum(typical, _LEVELS), cards, frame.kind.upper())
     bad = fitsio.int_hdu(as_signed(frame.badpix), {}, BADPIX)
     unc = fitsio.float_hdu(frame.unc, fitsio.quantum(typical, 1024.0), cards, "UNC")
@@ -78,12 +97,9 @@ def decode_calibration(data: bytes, unc: bytes | None = None) -> CalibrationFram
     _, main, *others = fitsio.read_hdus(data)
     h = main.header
     bad = next((e for e in others if e.name == BADPIX), None)
-    image = np.asarray(main.image(), np.float32)
     try:
-        if unc is None:
-            spread = np.broadcast_to(np.float32(np.nan), image.shape)
-        else:
-            spread = np.asarray(fitsio.read_hdus(unc)[1].image(), np.float32)
+        image = _whole(main)
+        spread = np.broadcast_to(np.float32(np.nan), image.shape) if unc is None else _whole(fitsio.read_hdus(unc)[1])
         return CalibrationFrame(
             kind=h["CALKIND"],
             rcid=h["RCID"],
@@ -99,6 +115,77 @@ def decode_calibration(data: bytes, unc: bytes | None = None) -> CalibrationFram
         )
     except KeyError as error:
         raise MessageError(f"not a calibration frame of ours: {error}") from error
+
+
+def _whole(hdu: fitsio.Extension) -> F32:
+    """The image, spread over its pixels where it is stored by cells."""
+    image = np.asarray(hdu.image(), np.float32)
+    cell = hdu.header.get("CALCELL")
+    return spread_cells(image, int(cell), (hdu.header["CALNY"], hdu.header["CALNX"])) if cell else image
+
+
+def encode_pixelmask(mask: PixelMask) -> bytes:
+    """A pixel mask as a file."""
+    ccdid, qid = ccd_qid_of(mask.rcid)
+    cards: dict[str, Any] = {
+        "ORIGIN": "Zwicky Transient Facility",
+        "CALKIND": ("pmask", "calibration product"),
+        "CALID": (mask.calid, "calibration identifier"),
+        "NIGHT": (mask.night, "UT date of the frames"),
+        "NID": (mask.nid, "night identifier"),
+        "FILTERID": (mask.fid, "1 g, 2 r, 3 i; 0 any"),
+        "CCDID": ccdid,
+        "QID": qid,
+        "RCID": mask.rcid,
+        "NFRAMES": (mask.n_frames, "frames used"),
+        "QAJSON": (catalogs.json_bytes(mask.qa).decode().replace("\n", ""), ""),
+    }
+    return fitsio.primary() + fitsio.int_hdu(as_signed(mask.mask), cards, "PMASK")
+
+
+def decode_pixelmask(data: bytes) -> PixelMask:
+    """The pixel mask of a file."""
+    _, main = fitsio.read_hdus(data)
+    h = main.header
+    try:
+        bits = as_unsigned(main.image())
+        qa = catalogs.read_json(h["QAJSON"].encode())
+        return PixelMask(h["RCID"], h["FILTERID"], h["NID"], h["NIGHT"], bits, h["NFRAMES"], str(h["CALID"]), qa)
+    except KeyError as error:
+        raise MessageError(f"not a pixel mask of ours: {error}") from error
+
+
+def encode_instrument(model: InstrumentModel) -> bytes:
+    """An instrument model as JSON; what was not measured is null."""
+    record = {
+        "ccdid": model.ccdid, "nid": model.nid, "night": model.night, "n_frames": model.n_frames,
+        "channels": [asdict(channel) for channel in model.channels],
+        "crosstalk": model.crosstalk.tolist(), "crosstalk_unc": model.crosstalk_unc.tolist(), "qa": model.qa,
+    }  # fmt: skip
+    return catalogs.json_bytes(record)
+
+
+def decode_instrument(data: bytes) -> InstrumentModel:
+    """The instrument model of a file."""
+    record = catalogs.read_json(data)
+
+    def known(value: float | None) -> float:
+        return float("nan") if value is None else float(value)
+
+    try:
+        one, two, three, four = (
+            ChannelFacts(**{key: known(value) for key, value in channel.items()}) for channel in record["channels"]
+        )
+        shares, uncs = (
+            np.array([[known(value) for value in row] for row in record[key]]).reshape(4, 4)
+            for key in ("crosstalk", "crosstalk_unc")
+        )
+        return InstrumentModel(
+            record["ccdid"], record["nid"], record["night"], (one, two, three, four), shares, uncs,
+            record["n_frames"], record["qa"],
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise MessageError(f"not an instrument model of ours: {error}") from error
 
 
 def grid_cards(wcs: WCS) -> Row:

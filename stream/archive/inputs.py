@@ -6,13 +6,22 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
-from stream.archive.paths import CALIBRATION_KINDS, calibration_path, reference_path
+from stream.archive.paths import reference_path
+from stream.archive.shelf import CalibrationShelf, Product, Version
 from stream.archive.store import ProductStore
 from stream.core.errors import MessageError, StoreUnavailable
-from stream.core.records import CalibrationFrame, CalibrationSet, Quadrant, Reference, Table
+from stream.core.records import (
+    CalibrationFrame,
+    CalibrationSet,
+    InstrumentModel,
+    PixelMask,
+    Quadrant,
+    Reference,
+    Table,
+)
 
-# A full-size frame with its bad pixels takes 57 MB, a reference 95 MB. A worker is to stay under 1.5 GB with the
-# 0.6 GB that one quadrant takes: ten frames and three references stay.
+# A full-size frame with its bad pixels takes 57 MB (one channel needs bias, flat, low-frequency flat and pixel mask:
+# 170 MB), a reference 95 MB. A worker is to stay under 1.5 GB with the 0.6 GB that one quadrant takes.
 CALIBRATION_BYTES = 570 << 20
 REFERENCE_BYTES = 285 << 20
 
@@ -59,6 +68,13 @@ class Catalogs(Protocol):
         ...
 
 
+def _size(product: Product) -> int:
+    """Bytes that a product takes in memory."""
+    if isinstance(product, CalibrationFrame):
+        return int(product.data.nbytes + product.badpix.nbytes)
+    return int(product.mask.nbytes) if isinstance(product, PixelMask) else 4096
+
+
 class StoreInputs:
     """``QuadrantInputs`` from a product store.
 
@@ -83,43 +99,51 @@ class StoreInputs:
     ) -> None:
         self._store = store
         self._catalogs = catalogs
-        self._frames: BoundedCache[CalibrationFrame] = BoundedCache(
-            calibration_bytes, lambda frame: int(frame.data.nbytes + frame.badpix.nbytes)
-        )
+        self._shelf = CalibrationShelf(store)
+        self._products: BoundedCache[Product] = BoundedCache(calibration_bytes, _size)
         self._references: BoundedCache[Reference] = BoundedCache(
             reference_bytes, lambda r: int(r.data.nbytes + r.unc.nbytes + r.coverage.nbytes)
         )
 
     def calibration(self, quadrant: Quadrant) -> CalibrationSet:
-        """The newest bias and flat of the exposure's night or an earlier one; None where there is none.
+        """The newest products valid for the exposure (``archive.shelf`` says which are); None where there is none.
 
         Frames come without their uncertainties (NaN): calibrating an image does not use them.
         """
-        night, fid, rcid = quadrant.exposure.night, quadrant.exposure.fid, quadrant.rcid
-        bias, flat = CALIBRATION_KINDS
-        return CalibrationSet(self._newest(night, bias, 0, rcid), self._newest(night, flat, fid, rcid))
+        fid, rcid = quadrant.exposure.fid, quadrant.rcid
+        frames = {
+            kind: self._frame(quadrant, kind, fid if by_filter else 0, rcid)
+            for kind, by_filter in (
+                ("bias", False), ("hifreqflat", True), ("loflat", True), ("fringe", True), ("shutter", False),
+            )
+        }  # fmt: skip
+        mask = self._newest(quadrant, "pmask", fid, rcid) or self._newest(quadrant, "pmask", 0, rcid)
+        model = self._newest(quadrant, "instrument", 0, rcid - rcid % 4)
+        return CalibrationSet(
+            bias=frames["bias"],
+            flat=frames["hifreqflat"],
+            loflat=frames["loflat"],
+            fringe=frames["fringe"],
+            shutter=frames["shutter"],
+            pixelmask=mask if isinstance(mask, PixelMask) else None,
+            instrument=model if isinstance(model, InstrumentModel) else None,
+        )
 
-    def _newest(self, night: str, kind: str, fid: int, rcid: int) -> CalibrationFrame | None:
-        for year in reversed(self._store.names("cal")):
-            if year > night[:4]:
-                continue
-            for day in reversed(self._store.names(f"cal/{year}")):
-                found = year + day
-                if found > night:
-                    continue
-                stamp = self._store.stamp(calibration_path(found, kind, fid, rcid))
-                if stamp is not None:
-                    return self._frame(found, kind, fid, rcid, stamp)
-        return None
+    def _frame(self, quadrant: Quadrant, kind: str, fid: int, rcid: int) -> CalibrationFrame | None:
+        found = self._newest(quadrant, kind, fid, rcid)
+        return found if isinstance(found, CalibrationFrame) else None
 
-    def _frame(self, night: str, kind: str, fid: int, rcid: int, stamp: str) -> CalibrationFrame:
-        def load() -> CalibrationFrame:
-            frame = self._store.read_calibration(night, kind, fid, rcid, unc=False)
-            if frame is None:
-                raise StoreUnavailable(f"{calibration_path(night, kind, fid, rcid)} was there a moment ago")
-            return frame
+    def _newest(self, quadrant: Quadrant, kind: str, fid: int, rcid: int) -> Product | None:
+        return self._shelf.newest(kind, fid, rcid, quadrant.exposure.night, quadrant.exposure.jd, self._load)
 
-        return self._frames.get((night, kind, fid, rcid), stamp, load)
+    def _load(self, version: Version) -> Product:
+        def load() -> Product:
+            product = self._shelf.read(version)
+            if product is None:
+                raise StoreUnavailable(f"{version.path} was there a moment ago")
+            return product
+
+        return self._products.get(version.path, version.stamp, load)
 
     def reference(self, quadrant: Quadrant) -> Reference | None:
         """The current reference of the quadrant's field, filter and channel; None where there is none."""

@@ -24,8 +24,11 @@ SCIENCE_SUFFIXES = (
     "qa.json",
 )
 REFERENCE_SUFFIXES = ("refimg.fits.fz", "refcov.fits.fz", "refunc.fits.fz", "refpsfcat.fits", "reflog.json")
-CALIBRATION_KINDS = ("bias", "hifreqflat")
-_BIAS_CODE = "bi"
+# Pixel masks and frames of one channel; the instrument model of a CCD has a path of its own.
+CALIBRATION_KINDS = ("bias", "hifreqflat", "loflat", "fringe", "shutter", "pmask")
+INSTRUMENT = "instrument"
+VETOES, PINS = "cal/veto", "cal/pin"
+_BIAS_CODE, _ANY_CODE = "bi", "00"
 _NAME = re.compile(r"ztf_(\d{4})(\d{4})(\d{6})_(\d{6})_(zg|zr|zi)_c(\d\d)_o_q([1-4])", re.ASCII)
 
 
@@ -69,10 +72,12 @@ def calibration_folder(night: str, kind: str, fid: int, rcid: int) -> str:
 
 
 def calibration_code(kind: str, fid: int) -> str:
-    """``bi`` for a bias, else the filter's code."""
+    """``bi`` for a bias, ``00`` for what is of no filter, else the filter's code."""
     if kind not in CALIBRATION_KINDS:
         raise UsageError(f"no calibration product {kind!r}: known are {', '.join(CALIBRATION_KINDS)}")
-    return _BIAS_CODE if kind == "bias" else FILTER_CODES[fid]
+    if kind == "bias":
+        return _BIAS_CODE
+    return FILTER_CODES[fid] if fid else _ANY_CODE
 
 
 def calibration_path(night: str, kind: str, fid: int, rcid: int, *, unc: bool = False) -> str:
@@ -81,6 +86,23 @@ def calibration_path(night: str, kind: str, fid: int, rcid: int, *, unc: bool = 
     code = calibration_code(kind, fid)
     name = f"ztf_{night}_{code}_c{ccdid:02d}_q{qid}_{kind}{'unc' if unc else ''}.fits.fz"
     return f"{calibration_folder(night, kind, fid, rcid)}/{name}"
+
+
+def instrument_path(night: str, ccdid: int) -> str:
+    """Path of what was measured about one CCD: gain, read noise, saturation, cross-talk."""
+    folder = f"cal/{night[:4]}/{night[4:]}/{INSTRUMENT}/ccd{ccdid:02d}"
+    return f"{folder}/ztf_{night}_c{ccdid:02d}_{INSTRUMENT}.json"
+
+
+def veto_path(kind: str, calid: str) -> str:
+    """Path of a person's word that a version must not be used."""
+    return f"{VETOES}/{kind}_{calid}.json"
+
+
+def pin_path(kind: str, fid: int, rcid: int) -> str:
+    """Path of a person's word which version of a channel is to be used; a CCD's instrument model goes by its first."""
+    code = _ANY_CODE if kind == INSTRUMENT else calibration_code(kind, fid)
+    return f"{PINS}/{kind}_{code}_rc{rcid:02d}.json"
 
 
 def reference_path(field: int, fid: int, rcid: int, suffix: str) -> str:

@@ -15,9 +15,9 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from stream.archive import frames
-from stream.archive.paths import REFERENCE_SUFFIXES, calibration_path, reference_path
+from stream.archive.paths import REFERENCE_SUFFIXES, calibration_path, instrument_path, reference_path
 from stream.core.errors import StoreUnavailable, UsageError
-from stream.core.records import CalibrationFrame, Reference
+from stream.core.records import CalibrationFrame, InstrumentModel, PixelMask, Reference
 
 
 class ProductStore:
@@ -94,6 +94,11 @@ class ProductStore:
                 return None
             return data
 
+    def remove(self, path: str) -> None:
+        """Remove a file; one that is not there is no error."""
+        with self._translated(path), suppress(FileNotFoundError):
+            self._fs.rm_file(self._full(path))
+
     def read(self, path: str) -> bytes:
         """A file's bytes; ``UsageError`` where there is none."""
         data = self.find(path)
@@ -155,6 +160,18 @@ class ProductStore:
             return None
         spread = self.find(calibration_path(night, kind, fid, rcid, unc=True)) if unc else None
         return frames.decode_calibration(main, spread)
+
+    def write_pixelmask(self, mask: PixelMask) -> str:
+        """Write a pixel mask; returns its path."""
+        path = calibration_path(mask.night, "pmask", mask.fid, mask.rcid)
+        self.write(path, frames.encode_pixelmask(mask))
+        return path
+
+    def write_instrument(self, model: InstrumentModel) -> str:
+        """Write the instrument model of a CCD; returns its path."""
+        path = instrument_path(model.night, model.ccdid)
+        self.write(path, frames.encode_instrument(model))
+        return path
 
     def write_reference(self, reference: Reference) -> str:
         """Write a reference; returns the path of its image. ``reflog.json`` is last: with it the set is complete."""

@@ -11,16 +11,10 @@ from stream.calibrate.combine import RawFrame, bias_outliers, combine, dark_outl
 from stream.core.cells import cell_medians
 from stream.core.errors import CalibrationError
 from stream.core.flags import Mask
+from stream.core.instrument import calid_of
 from stream.core.records import F32, U16, CalibrationFrame, PixelMask, RawQuadrant, Row
 
-# Last digit of a calibration id. 1, 2, 4 and 5 are the survey's (ztf-facts §2.1), the others ours.
-TYPES = {"pmask": 1, "bias": 2, "dark": 3, "hifreqflat": 4, "loflat": 5, "fringe": 6, "shutter": 7}
 VALUELESS_RESPONSE = 0.05  # NaN: dividing by it would only make numbers up
-
-
-def calid_of(kind: str, nid: int, rcid: int, fid: int) -> str:
-    """Identifier of a calibration product: [nid] rcid(2) fid(2) type(1)."""
-    return f"{nid}{rcid:02d}{fid:02d}{TYPES[kind]}"
 
 
 def build_bias(raws: Sequence[RawQuadrant], previous: CalibrationFrame | None = None) -> CalibrationFrame:

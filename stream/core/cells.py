@@ -29,6 +29,15 @@ def cell_medians(image: F32, cell: int) -> F32:
     return medians
 
 
+def cell_nodes(image: F32, cell: int) -> F32:
+    """The cells (float32) that ``spread_cells`` would make this map of: its values at the cells' centres."""
+    y, x = _centres(image.shape[0], cell), _centres(image.shape[1], cell)
+    corners = [
+        image[np.ix_(r(y).astype(int), c(x).astype(int))] for r in (np.floor, np.ceil) for c in (np.floor, np.ceil)
+    ]
+    return np.mean(corners, axis=0, dtype=np.float64).astype(np.float32)
+
+
 def filled(grid: F32) -> F32:
     """The grid with NaN cells replaced by the mean of their known neighbours, from the rim of a hole inwards.
 
@@ -53,11 +62,16 @@ def spread_cells(grid: F32, cell: int, shape: tuple[int, int]) -> F32:
     return np.ascontiguousarray(_interpolate(np.ascontiguousarray(along_y.T), _places(shape[1], cell)).T)
 
 
+def _centres(n: int, cell: int) -> NDArray[np.float64]:
+    """Pixel place of the centre of every cell along an axis of ``n`` px."""
+    starts = np.arange(0, n, cell)
+    return np.asarray((starts + np.minimum(starts + cell, n) - 1) / 2, np.float64)
+
+
 def _places(n: int, cell: int) -> NDArray[np.float64]:
     """Fractional cell number of every pixel, counted between the cells' centres."""
-    starts = np.arange(0, n, cell)
-    centres = (starts + np.minimum(starts + cell, n) - 1) / 2
-    return np.interp(np.arange(n), centres, np.arange(len(starts)))
+    centres = _centres(n, cell)
+    return np.interp(np.arange(n), centres, np.arange(len(centres)))
 
 
 def _interpolate(grid: F32, place: NDArray[np.float64]) -> F32:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,22 @@ F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 U16 = NDArray[np.uint16]
 Row = dict[str, Any]
+
+# Last digit of a calibration id. 1, 2, 4 and 5 are the survey's (ztf-facts §2.1), the others ours.
+CALIBRATION_TYPES = {
+    "pmask": 1, "bias": 2, "dark": 3, "hifreqflat": 4, "loflat": 5, "fringe": 6, "shutter": 7, "instrument": 8,
+}  # fmt: skip
+_NIGHT_ZERO = dt.date(2017, 1, 1)
+
+
+def calid_of(kind: str, nid: int, rcid: int, fid: int) -> str:
+    """Identifier of a calibration product: [nid] rcid(2) fid(2) type(1)."""
+    return f"{nid}{rcid:02d}{fid:02d}{CALIBRATION_TYPES[kind]}"
+
+
+def nid_of_night(night: str) -> int:
+    """Night identifier of a UT date, YYYYMMDD."""
+    return (dt.datetime.strptime(night, "%Y%m%d").date() - _NIGHT_ZERO).days
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ def test_anything_else_is_no_name(text: str) -> None:
 
 def test_unknown_calibration_kind() -> None:
     with pytest.raises(UsageError, match="bias"):
-        calibration_path("20181129", "fringe", 1, 0)
+        calibration_path("20181129", "twilight", 1, 0)
 
 
 @pytest.fixture(params=["folder", "memory"])
