@@ -1,4 +1,4 @@
-"""Work without a broker, in parallel processes: calibration and references from packets, packets to alert files.
+"""Work without a broker, in parallel processes: references from packets, packets to alert files.
 
 Each process does whole quadrants single-threaded, as the stream's workers do; results are gathered in the order of the
 exposures, so that the number of processes changes nothing but the time.
@@ -20,7 +20,6 @@ from typing import TypeVar
 from threadpoolctl import threadpool_limits
 
 from stream.archive import ProductStore, StoreInputs, find_science_products, read_science_product, write_products
-from stream.calibrate import build_bias, build_flat
 from stream.core.camera import Camera
 from stream.core.errors import PacketError, Permanent, UsageError
 from stream.core.records import (
@@ -45,7 +44,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def _quiet(done: int, total: int, what: str) -> None:
+def quiet(done: int, total: int, what: str) -> None:
     """No progress display."""
 
 
@@ -82,7 +81,8 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _own() -> QuadrantTask:
+def own_task() -> QuadrantTask:
+    """The store, inputs and settings of this process; only where ``parallel`` calls."""
     if _task is None:
         raise RuntimeError("this process was not started by `parallel`")
     return _task
@@ -140,8 +140,9 @@ def packet_heads(paths: Iterable[Path], camera: Camera) -> tuple[list[PacketHead
     return sorted(heads, key=lambda head: (head.jd, head.ccdid)), errors
 
 
-def _raw(path: Path, qid: int, camera: Camera) -> RawQuadrant | None:
-    packet = read_packet(path, camera)
+def raw_of(path: Path, qid: int, camera: Camera, *, aggressors: bool = True) -> RawQuadrant | None:
+    """One quadrant of a packet; None where it is hurt."""
+    packet = read_packet(path, camera, aggressors=aggressors)
     for payload in packet.quadrants:
         if payload.quadrant.qid == qid:
             return read_quadrant(payload.payload, camera)
@@ -162,69 +163,16 @@ class Built:
     error: str | None = None
 
 
-def _build_calibration(unit: tuple[int, int, tuple[PacketHead, ...], Camera]) -> list[Built]:
-    """Bias and flats of one quadrant position of one night."""
-    ccdid, qid, heads, camera = unit
-    rcid = 4 * (ccdid - 1) + qid - 1
-    store = _own().store
-    night = heads[0].night
-    built: list[Built] = []
-    bias = None
-    kinds: list[tuple[str, int]] = [("bias", 0), *(("flat", fid) for fid in (1, 2, 3))]
-    for imgtype, fid in kinds:
-        chosen = [h for h in heads if h.imgtype == imgtype and (fid == 0 or h.fid == fid)]
-        if not chosen:
-            continue
-        kind = "bias" if imgtype == "bias" else "hifreqflat"
-        try:
-            raws = [raw for h in chosen if (raw := _raw(h.path, qid, camera)) is not None]
-            frame = build_bias(raws) if imgtype == "bias" else build_flat(raws, bias)
-        except Permanent as error:
-            built.append(Built(kind, 0, rcid, fid, night, len(chosen), {}, str(error)))
-            continue
-        if imgtype == "bias":
-            bias = frame
-        store.write_calibration(frame)
-        built.append(Built(kind, 0, rcid, fid, night, frame.n_frames, dict(frame.qa)))
-    return built
-
-
-def build_calibrations(
-    paths: Sequence[Path], job: Job, workers: int, progress: Progress = _quiet
-) -> tuple[list[Built], list[PacketError]]:
-    """Bias and flat frames of every quadrant position and night from raw `b` and `f` packets.
-
-    Raises
-    ------
-    UsageError
-        There is no calibration packet among the files.
-    """
-    heads, errors = packet_heads(paths, job.camera)
-    groups: dict[tuple[str, int, int], list[PacketHead]] = defaultdict(list)
-    for head in heads:
-        if head.imgtype in ("bias", "flat"):
-            for qid in head.qids:
-                groups[head.night, head.ccdid, qid].append(head)
-    if not groups:
-        raise UsageError(f"none of {len(heads)} readable packets is a bias or a flat: name `_b` and `_f` packets")
-    units = [(ccd, qid, tuple(group), job.camera) for (_, ccd, qid), group in sorted(groups.items())]
-    built: list[Built] = []
-    for done, part in enumerate(parallel(_build_calibration, units, job, workers), 1):
-        built.extend(part)
-        progress(done, len(units), "calibration")
-    return built, errors
-
-
 def _build_reference(unit: tuple[int, tuple[PacketHead, ...], Camera]) -> Built:
     """The reference of one field, filter and quadrant position from raw packets."""
     qid, heads, camera = unit
-    task = _own()
+    task = own_task()
     first = heads[0]
     rcid = 4 * (first.ccdid - 1) + qid - 1
     images: list[ScienceImage] = []
     reasons: list[str] = []
     for head in heads:
-        raw = _raw(head.path, qid, camera)
+        raw = raw_of(head.path, qid, camera)
         if raw is None:
             continue
         result = process_quadrant(raw, task.inputs, task.settings)
@@ -250,7 +198,7 @@ def _combine(
 
 
 def build_references(
-    paths: Sequence[Path], job: Job, workers: int, progress: Progress = _quiet
+    paths: Sequence[Path], job: Job, workers: int, progress: Progress = quiet
 ) -> tuple[list[Built], list[PacketError]]:
     """References of every field, filter and quadrant position among raw `o` packets.
 
@@ -287,7 +235,7 @@ class Outcome:
 def _process_packet(unit: tuple[Path, Camera]) -> tuple[list[Outcome], list[str]]:
     """All quadrants of one packet; hurt ones as sentences."""
     path, camera = unit
-    task = _own()
+    task = own_task()
     outcomes: list[Outcome] = []
     try:
         packet = parse_packet(path.read_bytes(), path.name, camera)
@@ -307,7 +255,7 @@ def _process_packet(unit: tuple[Path, Camera]) -> tuple[list[Outcome], list[str]
 
 
 def process_packets(
-    paths: Sequence[Path], job: Job, workers: int, progress: Progress = _quiet
+    paths: Sequence[Path], job: Job, workers: int, progress: Progress = quiet
 ) -> Iterator[tuple[list[Outcome], list[str]]]:
     """Process raw packets to products; yields, a packet at a time in time order, its quadrants and what was hurt."""
     heads, errors = packet_heads(paths, job.camera)
@@ -326,7 +274,7 @@ def process_calibrated(
 ) -> Iterator[tuple[list[Outcome], list[str]]]:
     """Measure, subtract and search calibrated images; ``reference`` replaces the store's reference where given."""
     _start(job, ScienceSettings(camera=job.camera))
-    task = _own()
+    task = own_task()
     inputs: QuadrantInputs = task.inputs
     if reference is not None:
         try:
@@ -398,13 +346,13 @@ class WithReference:
 
 def _build_from_store(unit: tuple[int, int, int, tuple[str, ...]]) -> Built:
     field, rcid, fid, names = unit
-    task = _own()
+    task = own_task()
     images = [read_science_product(task.store, name) for name in names]
     return _combine(task, images, [], (field, rcid, fid, "", len(names)))
 
 
 def build_references_from_store(
-    field: int, rcid: int | None, fid: int, job: Job, workers: int, progress: Progress = _quiet
+    field: int, rcid: int | None, fid: int, job: Job, workers: int, progress: Progress = quiet
 ) -> list[Built]:
     """References of a field and filter from the science products in the store.
 
@@ -435,4 +383,4 @@ def process_one_quadrant(unit: tuple[Path, int, Camera]) -> QuadrantReport:
     """One quadrant (by its place in the packet) of one packet, to its products; for measurements."""
     path, place, camera = unit
     packet = read_packet(path, camera)
-    return _own().run(packet.quadrants[place].payload).report
+    return own_task().run(packet.quadrants[place].payload).report

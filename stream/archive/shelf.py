@@ -27,7 +27,7 @@ from stream.archive.paths import (
 from stream.archive.store import ProductStore
 from stream.core.errors import MessageError, UsageError
 from stream.core.identity import FILTER_CODES
-from stream.core.instrument import calid_of, nid_of_night
+from stream.core.instrument import CALIBRATION_TYPES, calid_of, nid_of_night, night_of_nid
 from stream.core.records import CalibrationFrame, InstrumentModel, PixelMask
 
 Product = CalibrationFrame | PixelMask | InstrumentModel
@@ -76,6 +76,17 @@ def product_path(kind: str, night: str, fid: int, rcid: int) -> str:
     if kind == INSTRUMENT:
         return instrument_path(night, rcid // 4 + 1)
     return calibration_path(night, kind, fid, rcid)
+
+
+def version_of(calid: str) -> tuple[str, str, int, int] | None:
+    """Kind, night, filter and channel of a calibration identifier; None where it is none."""
+    kinds = {str(number): kind for kind, number in CALIBRATION_TYPES.items()}
+    if not (calid.isascii() and calid.isdigit() and 6 <= len(calid) <= 9) or calid[-1] not in kinds:
+        return None
+    nid, rcid, fid, kind = int(calid[:-5]), int(calid[-5:-3]), int(calid[-3:-1]), kinds[calid[-1]]
+    if rcid > 63 or fid > 3 or kind not in KINDS:
+        return None
+    return kind, night_of_nid(nid), fid, rcid
 
 
 class CalibrationShelf:

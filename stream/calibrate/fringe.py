@@ -7,13 +7,17 @@ where there are no stars. The pattern is learned from many exposures of differen
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core.cells import cell_medians, filled, spread_cells
+from stream.core.cells import cell_means, cell_medians, filled, spread_cells
+from stream.core.errors import CalibrationError
 from stream.core.flags import BAD_BITS
-from stream.core.records import F32, U16
+from stream.core.instrument import calid_of
+from stream.core.records import F32, U16, CalibratedImage, CalibrationFrame, Exposure, Row
 
 CELL = 128  # px: fringes are tens of px wide, the sky they ride on is smooth over this
 _STEP = 4  # one pixel of so many each way for the fit: 600,000 of a full quadrant, error 0.2 % of the pixel noise
@@ -21,6 +25,10 @@ STAR_SIGMA = 3.0
 MIN_PIXELS = 500
 # A fitted amplitude below so many of its own sigma is noise.
 SIGNIFICANT = 3.0
+# Learning: fringes are tens of px wide, so cells of 4 px hold them, and a hundred exposures fit into memory.
+BIN = 4
+MIN_EXPOSURES = 5
+OUTLIER_SIGMA = 4.0
 
 
 def fringe_amplitude(data: F32, mask: U16, fringe: F32) -> tuple[float, float]:
@@ -98,3 +106,80 @@ def _without_neighbours(image: F32) -> F32:
     grown[:, :-1] |= known[:, 1:]
     image[grown] = np.nan
     return image
+
+
+@dataclass(frozen=True, slots=True)
+class FringeSample:
+    """What one exposure in i shows of the fringes: ``pattern`` (cells of 4 px, NaN on sources) in DN."""
+
+    exposure: Exposure
+    rcid: int
+    shape: tuple[int, int]
+    pattern: F32
+
+
+def fringe_sample(image: CalibratedImage) -> FringeSample:
+    """The fringes of one calibrated exposure, its sky and sources taken out."""
+    residual = fringe_residual(image.data, image.mask)[0]
+    shape = image.data.shape[0], image.data.shape[1]
+    return FringeSample(image.quadrant.exposure, image.quadrant.rcid, shape, cell_means(residual, BIN))
+
+
+def build_fringe(samples: Sequence[FringeSample]) -> CalibrationFrame:
+    """The fringe pattern of one channel from many exposures.
+
+    The strongest pattern that all exposures share, each with its own amplitude (a decomposition of rank one, found by
+    alternation, values off by 4 sigma left out). Exposures of different fields are what tells fringes from stars.
+
+    Parameters
+    ----------
+    samples : sequence of FringeSample
+        Five at least, of one channel, calibrated without a fringe frame.
+
+    Returns
+    -------
+    CalibrationFrame
+        ``data`` of r.m.s. 1; ``qa``: ``amplitudes`` (name to DN), ``noise`` (DN of an exposure per cell), ``cell``.
+
+    Raises
+    ------
+    CalibrationError
+        Too few exposures, or of several channels.
+    """
+    if len(samples) < MIN_EXPOSURES or len({(one.rcid, one.exposure.fid) for one in samples}) > 1:
+        raise CalibrationError(
+            f"a fringe frame is made of {MIN_EXPOSURES} or more exposures of one channel and filter, "
+            f"got {len(samples)}: take more",
+            n_frames=len(samples),
+        )
+    samples = sorted(samples, key=lambda one: (one.exposure.jd, one.exposure.name))
+    stack = np.stack([one.pattern for one in samples])
+    known = ~np.isnan(stack)
+    stack = np.where(known, stack, np.float32(0))
+    amplitudes = np.ones(len(stack), np.float32)
+    keep = known.copy()
+    for _ in range(6):
+        weight = np.einsum("kyx,k->yx", keep, amplitudes**2)
+        pattern = np.einsum("kyx,kyx,k->yx", stack, keep, amplitudes) / np.maximum(weight, 1e-12)
+        pattern /= max(float(np.sqrt(np.mean(pattern**2))), 1e-12)
+        power = np.einsum("kyx,yx->k", keep, pattern**2)
+        amplitudes = (np.einsum("kyx,kyx,yx->k", stack, keep, pattern) / np.maximum(power, 1e-12)).astype(np.float32)
+        off = stack - amplitudes[:, None, None] * pattern
+        noise = 1.4826 * float(np.median(np.abs(off[known])))
+        keep = known & (np.abs(off) <= OUTLIER_SIGMA * noise)
+    newest, shape = samples[-1], samples[-1].shape
+    unc = noise / np.sqrt(np.maximum(np.einsum("kyx,k->yx", keep, amplitudes**2), 1e-12))
+    exposure = newest.exposure
+    qa: Row = {
+        "cell": BIN,
+        "noise": noise,
+        "amplitudes": {one.exposure.name: float(a) for one, a in zip(samples, amplitudes, strict=True)},
+        "n_fields": len({one.exposure.field for one in samples}),
+        "jd_start": samples[0].exposure.jd,
+        "jd_end": exposure.jd,
+    }
+    return CalibrationFrame(
+        "fringe", newest.rcid, exposure.fid, exposure.nid, exposure.night,
+        spread_cells(pattern.astype(np.float32), BIN, shape), spread_cells(unc.astype(np.float32), BIN, shape),
+        np.zeros(shape, np.uint16), len(samples), calid_of("fringe", exposure.nid, newest.rcid, exposure.fid), qa,
+    )  # fmt: skip

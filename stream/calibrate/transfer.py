@@ -25,10 +25,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.calibrate.crosstalk import CrosstalkSample, measure_crosstalk
 from stream.calibrate.linearity import linearise, linearity_coefficients
 from stream.calibrate.overscan import overscan_level
 from stream.core.errors import CalibrationError
-from stream.core.records import F32, ChannelFacts, RawQuadrant
+from stream.core.records import F32, ChannelFacts, InstrumentModel, RawQuadrant
 
 F64 = NDArray[np.float64]
 CELL = 64  # px
@@ -234,3 +235,33 @@ def saturation_level(histograms: Sequence[NDArray[np.int64]]) -> tuple[float, fl
         centre = float(np.average(values, weights=weight))
         width = float(np.sqrt(np.average((values - centre) ** 2, weights=weight)))
     return centre - PILE_SIGMA * max(width, 1.0), max(width, 0.5) / math.sqrt(total) * 3
+
+
+def build_instrument(
+    channels: Sequence[ChannelFacts], samples: Sequence[Sequence[CrosstalkSample]], raws: Sequence[RawQuadrant]
+) -> InstrumentModel:
+    """What was measured about one CCD as one record.
+
+    Parameters
+    ----------
+    channels : sequence of ChannelFacts
+        Four, by qid.
+    samples : sequence of sequences of CrosstalkSample
+        By exposure; too few leave the matrix unknown.
+    raws : sequence of RawQuadrant
+        At least one frame of each sort that was used: names the CCD, the headers' figures, and the newest exposure.
+    """
+    one, two, three, four = channels
+    try:
+        matrix, unc, qa = measure_crosstalk(samples)
+    except CalibrationError as error:
+        matrix, unc, qa = np.full((4, 4), np.nan), np.full((4, 4), np.nan), {"no_crosstalk": str(error)}
+    newest = max((raw.quadrant.exposure for raw in raws), key=lambda exposure: exposure.jd)
+    headers = {raw.quadrant.qid: (raw.gain, raw.readnoise) for raw in raws}
+    disagree = {
+        str(qid): found
+        for qid, header in sorted(headers.items())
+        if (found := disagreements(channels[qid - 1], *header))
+    }
+    qa |= {"jd_end": newest.jd, "header_disagrees": disagree}
+    return InstrumentModel(newest.ccdid, newest.nid, newest.night, (one, two, three, four), matrix, unc, len(raws), qa)

@@ -1,4 +1,4 @@
-"""``ztf-stream calibration build`` and ``ztf-stream reference build``."""
+"""``ztf-stream reference build``, and what it shares with ``calibration build``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from stream.core.identity import FILTER_CODES, FILTER_IDS
 if TYPE_CHECKING:
     from stream.offline import Built, Job
 
-calibration_app = typer.Typer(no_args_is_help=True, help="Build bias and flat frames.")
 reference_app = typer.Typer(no_args_is_help=True, help="Build reference images.")
 
 Files = Annotated[list[str] | None, typer.Argument(help="Packets, globs or folders.")]
@@ -26,28 +25,9 @@ Workers = Annotated[int | None, typer.Option(help="Processes; one a core by defa
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON line a frame.")]
 
 
-@calibration_app.callback()
-def _calibration() -> None:
-    """Build bias and flat frames."""
-
-
 @reference_app.callback()
 def _reference() -> None:
     """Build reference images."""
-
-
-@calibration_app.command("build")
-def build_calibration(
-    raw: Files = None, store: Store = None, camera: CameraName = None, workers: Workers = None, as_json: AsJson = False
-) -> None:
-    """Make the night's bias, flats and bad-pixel masks from raw `b`, `d`, `f` packets."""
-    from stream.cli.common import progress_bar
-    from stream.offline import build_calibrations
-
-    paths, job, count = _prepare(raw, store, camera, workers)
-    with progress_bar() as report:
-        built, errors = build_calibrations(paths, job, count, report)
-    _show(built, [str(e) for e in errors], as_json, "calibration frames")
 
 
 @reference_app.command("build")
@@ -66,25 +46,26 @@ def build_reference(
     from stream.offline import build_references, build_references_from_store
 
     if raw:
-        paths, job, count = _prepare(raw, store, camera, workers)
+        paths, job, count = prepare(raw, store, camera, workers)
         with progress_bar() as report:
             built, errors = build_references(paths, job, count, report)
-        _show(built, [str(e) for e in errors], as_json, "references")
+        show(built, [str(e) for e in errors], as_json, "references")
         return
     if field is None or filtercode is None:
         raise UsageError("name raw packets, or give --field and --filter (and --rcid) to use the store's products")
     code = filtercode if filtercode in FILTER_IDS else f"z{filtercode}"
     if code not in FILTER_IDS:
         raise UsageError(f"no filter {filtercode!r}: g, r or i")
-    _, job, count = _prepare(None, store, camera, workers)
+    _, job, count = prepare(None, store, camera, workers)
     with progress_bar() as report:
         built = build_references_from_store(field, rcid, FILTER_IDS[code], job, count, report)
-    _show(built, [], as_json, "references")
+    show(built, [], as_json, "references")
 
 
-def _prepare(
+def prepare(
     raw: list[str] | None, store: str | None, camera: str | None, workers: int | None
 ) -> tuple[list[Path], Job, int]:
+    """Files, store and camera, and number of processes of a build."""
     from stream.cli.common import cores
     from stream.engine.config import load_settings
     from stream.ingest import expand_inputs
@@ -95,7 +76,7 @@ def _prepare(
     return paths, Job(settings.store, camera_named(settings.camera)), workers or cores()
 
 
-def _show(built: list[Built], errors: list[str], as_json: bool, what: str) -> None:
+def show(built: list[Built], errors: list[str], as_json: bool, what: str) -> None:
     """Report what was made; exit with 1 if anything was not."""
     from stream.cli.common import complain, print_json
 

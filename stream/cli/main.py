@@ -17,7 +17,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "status": ("stream.cli.status", "status", "What is late, what failed, who is alive."),
     "simulate": ("stream.cli.simulate", "simulate", "A night of raw packets from a sky that is known."),
     "catalog": ("stream.cli.catalog", "app", "Import Gaia, Pan-STARRS, bright stars and orbits."),
-    "calibration": ("stream.cli.build", "calibration_app", "Build bias and flat frames."),
+    "calibration": (
+        "stream.cli.calibration",
+        "app",
+        "Bias, flats, pixel masks, what is measured of the camera.",
+    ),
     "reference": ("stream.cli.build", "reference_app", "Build reference images."),
     "process": ("stream.cli.process", "process", "Packets to products and alert files, without a broker."),
     "ingest": ("stream.cli.ingest", "ingest", "Raw packets onto Kafka, each once."),

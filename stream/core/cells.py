@@ -29,13 +29,26 @@ def cell_medians(image: F32, cell: int) -> F32:
     return medians
 
 
+def cell_means(image: F32, cell: int) -> F32:
+    """Means (float32) of the same cells; NaN has no say, a cell of nothing but NaN is NaN."""
+    rows, columns = (np.arange(0, n, cell) for n in image.shape)
+    known = ~np.isnan(image)
+    sums, counts = (
+        np.add.reduceat(np.add.reduceat(values, rows, axis=0), columns, axis=1)
+        for values in (np.where(known, image, 0).astype(np.float64), known.astype(np.float64))
+    )
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).astype(np.float32)
+
+
 def cell_nodes(image: F32, cell: int) -> F32:
     """The cells (float32) that ``spread_cells`` would make this map of: its values at the cells' centres."""
-    y, x = _centres(image.shape[0], cell), _centres(image.shape[1], cell)
-    corners = [
-        image[np.ix_(r(y).astype(int), c(x).astype(int))] for r in (np.floor, np.ceil) for c in (np.floor, np.ceil)
-    ]
-    return np.mean(corners, axis=0, dtype=np.float64).astype(np.float32)
+    y, x = cell_centres(image.shape[0], cell), cell_centres(image.shape[1], cell)
+    rows, columns = ((np.floor(place).astype(int), np.ceil(place).astype(int)) for place in (y, x))
+    nodes = np.zeros((len(y), len(x)))
+    for row in rows:
+        for column in columns:
+            nodes += image[np.ix_(row, column)]
+    return (nodes / 4).astype(np.float32)
 
 
 def filled(grid: F32) -> F32:
@@ -62,7 +75,7 @@ def spread_cells(grid: F32, cell: int, shape: tuple[int, int]) -> F32:
     return np.ascontiguousarray(_interpolate(np.ascontiguousarray(along_y.T), _places(shape[1], cell)).T)
 
 
-def _centres(n: int, cell: int) -> NDArray[np.float64]:
+def cell_centres(n: int, cell: int) -> NDArray[np.float64]:
     """Pixel place of the centre of every cell along an axis of ``n`` px."""
     starts = np.arange(0, n, cell)
     return np.asarray((starts + np.minimum(starts + cell, n) - 1) / 2, np.float64)
@@ -70,7 +83,7 @@ def _centres(n: int, cell: int) -> NDArray[np.float64]:
 
 def _places(n: int, cell: int) -> NDArray[np.float64]:
     """Fractional cell number of every pixel, counted between the cells' centres."""
-    centres = _centres(n, cell)
+    centres = cell_centres(n, cell)
     return np.interp(np.arange(n), centres, np.arange(len(centres)))
 
 

@@ -38,6 +38,11 @@ def nid_of_night(night: str) -> int:
     return (dt.datetime.strptime(night, "%Y%m%d").date() - _NIGHT_ZERO).days
 
 
+def night_of_nid(nid: int) -> str:
+    """UT date, YYYYMMDD, of a night identifier."""
+    return f"{_NIGHT_ZERO + dt.timedelta(days=nid):%Y%m%d}"
+
+
 @dataclass(frozen=True, slots=True)
 class Aggressor:
     """The bright pixels of another quadrant of the same CCD, which cross-talk left in this one.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -123,14 +125,37 @@ def test_a_catalogue_that_is_none_is_refused(night, tmp_path):
 def test_calibration_frames_of_every_quadrant_were_built(night):
     rows = night.said["calibration"].rows()
     assert {(row["kind"], row["rcid"], row["fid"]) for row in rows} == {
-        (kind, rcid, fid) for rcid in range(4) for kind, fid in (("bias", 0), ("hifreqflat", PLAN.fid))
+        (kind, rcid, fid)
+        for rcid in range(4)
+        for kind, fid in (("bias", 0), ("hifreqflat", PLAN.fid), ("pmask", PLAN.fid))
     }
     for row in rows:
         assert row["error"] is None
-        assert row["n_inputs"] == 5
+        assert row["n_inputs"] == (10 if row["kind"] == "pmask" else 5)
     store = ProductStore(str(night.store))
     flat = store.read_calibration(rows[1]["night"], "hifreqflat", PLAN.fid, 0)
     assert np.nanmedian(flat.data) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_versions_are_listed_shown_and_a_veto_is_kept_with_its_reason(night, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(Path(night.store) / "cal", store / "cal")
+    at = "--store", store
+    rows = ztf_stream("calibration", "list", *at, "--kind", "bias", "--json").ok().rows()
+    assert [row["rcid"] for row in rows] == [0, 1, 2, 3]
+    calid = rows[1]["calid"]
+    (shown,) = ztf_stream("calibration", "show", calid, *at, "--json").ok().rows()
+    assert (shown["n_frames"], shown["n_rejected"], shown["decisions"]) == (5, 0, [])
+    assert ztf_stream("calibration", "veto", calid, *at).status == 1  # without a reason
+    assert ztf_stream("calibration", "veto", "1234", *at, "--why", "no such").status == 1
+    ztf_stream("calibration", "veto", calid, *at, "--why", "light leak", "--who", "ann").ok()
+    (shown,) = ztf_stream("calibration", "show", calid, *at, "--json").ok().rows()
+    (said,) = shown["decisions"]
+    assert (said["action"], said["who"], said["why"]) == ("veto", "ann", "light leak")
+    ztf_stream("calibration", "veto", calid, *at, "--remove").ok()
+    assert ztf_stream("calibration", "veto", calid, *at, "--remove").status == 1
+    (shown,) = ztf_stream("calibration", "show", calid, *at, "--json").ok().rows()
+    assert shown["decisions"] == []
 
 
 def test_references_of_every_quadrant_were_built(night):
