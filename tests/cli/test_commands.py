@@ -187,7 +187,7 @@ def test_a_reference_from_science_products_in_the_store(night, processed, tmp_pa
         if distance.min() < 1.0:
             differences.append(mag["made"][distance.argmin()] - mag["raw"][k])
     assert len(differences) > 0.8 * len(bright)
-    assert abs(np.median(differences)) < 0.03
+    assert abs(np.nanmedian(differences)) < 0.03  # a star beside a brighter one may come out negative in one of them
     missing = ztf_stream("reference", "build", "--field", PLAN.field, "--filter", "g", "--store", store)
     assert missing.status == 1
     assert "process" in missing.err
