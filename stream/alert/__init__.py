@@ -14,6 +14,7 @@ from stream.alert.codec import (
     encode_report,
     encode_streaks,
     encode_tracklet,
+    frame_messages,
     split_batch,
 )
 from stream.alert.convert import convert_packet, convert_record
@@ -71,6 +72,7 @@ __all__ = [
     "encode_stamp",
     "encode_streaks",
     "encode_tracklet",
+    "frame_messages",
     "from_candidate",
     "light_packet",
     "load_schema",

@@ -1,7 +1,8 @@
 """Messages of the internal topics: records to bare Avro bytes and back.
 
-No container and no framing: which schema a topic carries is written in ``topics.yaml``, and both ends are ours.
-Public topics never see these.
+No container: which schema a topic carries is written in ``topics.yaml``, and both ends are ours. Public topics never
+see these. Where others read the internal topics with a schema registry, ``frame_messages`` has every message carry its
+schema's identifier (``stream.alert.wire``); both forms are always read, a framed one of an older version too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import fastavro
 
 from stream.alert.avro import compile_encoder
 from stream.alert.packet import plain
-from stream.alert.schema import CANDIDATE_FIELDS, EXTENSION_FIELDS, OURS, load_schema
+from stream.alert.schema import CANDIDATE_FIELDS, EXTENSION_FIELDS, OURS, load_schema, parse
+from stream.alert.wire import frame, unframe
 from stream.core.errors import MessageError
 from stream.core.records import BatchItem, CandidateBatch, QuadrantReport, Row, Status, Streak, Tracklet
 
@@ -49,12 +51,32 @@ class StreakBatch:
     stamps: list[bytes] = dataclasses.field(default_factory=list)
 
 
+_BROKEN = (
+    EOFError, IndexError, ValueError, OverflowError, struct.error, TypeError, KeyError, MemoryError,
+    fastavro.read.SchemaResolutionError,
+)  # fmt: skip
+_framing = False
+
+
+def frame_messages(on: bool) -> None:
+    """Whether this process writes messages in the Confluent wire format from now on."""
+    global _framing
+    _framing = on
+
+
+def _encode(name: str, row: Row) -> bytes:
+    data = compile_encoder(OURS, name)(row)
+    return frame(name, data) if _framing else data
+
+
 def _decode(name: str, data: bytes) -> Row:
     """One message; anything wrong with its bytes, leftovers included, is a ``MessageError``."""
+    written, data = unframe(name, data)
+    schema = load_schema(OURS, name)
     stream = io.BytesIO(data)
     try:
-        row = fastavro.schemaless_reader(stream, load_schema(OURS, name))
-    except (EOFError, IndexError, ValueError, OverflowError, struct.error, TypeError, KeyError, MemoryError) as error:
+        row = fastavro.schemaless_reader(stream, schema if written is None else parse(written.text), schema)
+    except _BROKEN as error:
         raise MessageError(f"{len(data)} bytes are no {name}: {type(error).__name__}: {error}", record=name) from error
     if stream.tell() != len(data):
         raise MessageError(f"{name}: {len(data) - stream.tell()} bytes left over", record=name)
@@ -81,7 +103,7 @@ def encode_batch(batch: CandidateBatch) -> bytes:
         row.update(zip(_CUTOUTS, item.cutouts, strict=True))
         items.append(row)
     scalars = {name: getattr(batch, name) for name in _BATCH_SCALARS}
-    return compile_encoder(OURS, _BATCH)(scalars | {"chunk": batch.chunk, "n_chunks": batch.n_chunks, "items": items})
+    return _encode(_BATCH, scalars | {"chunk": batch.chunk, "n_chunks": batch.n_chunks, "items": items})
 
 
 def decode_batch(data: bytes) -> CandidateBatch:
@@ -121,7 +143,7 @@ def encode_report(report: QuadrantReport) -> bytes:
     row["status"] = str(report.status.value)
     row["corners"] = [float(v) for v in report.corners]
     row["seconds"] = {k: float(v) for k, v in report.seconds.items()}
-    return compile_encoder(OURS, _REPORT)(row)
+    return _encode(_REPORT, row)
 
 
 def decode_report(data: bytes) -> QuadrantReport:
@@ -139,7 +161,7 @@ def encode_streaks(batch: StreakBatch) -> bytes:
     row: Row = {name: getattr(batch, name) for name in _BATCH_SCALARS}
     row["streaks"] = [{f.name: plain(getattr(s, f.name)) for f in fields(s)} for s in batch.streaks]
     row["stamps"] = batch.stamps
-    return compile_encoder(OURS, _STREAKS)(row)
+    return _encode(_STREAKS, row)
 
 
 def decode_streaks(data: bytes) -> StreakBatch:
@@ -153,7 +175,7 @@ def encode_tracklet(tracklet: Tracklet) -> bytes:
     """A tracklet."""
     row = {f.name: plain(getattr(tracklet, f.name)) for f in fields(tracklet)}
     row["candids"] = [int(candid) for candid in tracklet.candids]
-    return compile_encoder(OURS, _TRACKLET)(row)
+    return _encode(_TRACKLET, row)
 
 
 def decode_tracklet(data: bytes) -> Tracklet:

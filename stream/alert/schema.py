@@ -21,6 +21,8 @@ from stream.core.errors import UsageError
 
 SURVEY = "ztf/4.02"
 OURS = "zsds/1"
+# Properties of a field beyond Avro's own: its unit, what null says, where the value comes from, one value.
+DOCUMENTATION = ("unit", "null", "source", "example")
 SCHEMA_VERSION = "4.02"  # what the packet says of itself: brokers know no other form
 
 
@@ -96,14 +98,31 @@ def parse(text: str) -> Schema:
     return parsed
 
 
+@cache
 def writer_schema_text() -> str:
-    """The schema text in every packet we write."""
-    return schema_text(OURS, "ztf.alert")
+    """The schema text in every packet we write.
+
+    What is documented field by field in our own record (unit, meaning of null) is one sentence in it, and where a
+    value comes from and looks like stays in the files: this text travels with every packet.
+    """
+    return json.dumps(_brief(json.loads(schema_text(OURS, "ztf.alert"))), separators=(",", ":"))
+
+
+def _brief(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_brief(part) for part in node]
+    if not isinstance(node, dict):
+        return node
+    out = {key: _brief(value) for key, value in node.items() if key not in DOCUMENTATION}
+    if "unit" in node and "null" in node:
+        unit = "" if node["unit"] == "-" else f" [{node['unit']}]"
+        out["doc"] = f"{node['doc']}{unit}; null: {node['null']}"
+    return out
 
 
 def writer_schema() -> Schema:
     """The schema of every packet we write."""
-    return load_schema(OURS, "ztf.alert")
+    return parse(writer_schema_text())
 
 
 def reader_schema() -> Schema:

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ingest": ("stream.cli.ingest", "ingest", "Raw packets onto Kafka, each once."),
     "topics": ("stream.cli.topics", "app", "topics.yaml against a broker."),
     "users": ("stream.cli.users", "app", "Who may read the broker."),
+    "schemas": ("stream.cli.schemas", "app", "What is in an alert: schemas as a page and as a registry."),
     "alerts": ("stream.cli.alerts", "app", "Read alerts as a subscriber."),
     "deadletter": ("stream.cli.deadletter", "app", "What failed, why, and try again."),
     "models": ("stream.cli.models", "app", "Train and inspect the real-bogus classifiers."),

@@ -104,6 +104,13 @@ class Settings(BaseSettings):
             "retention of a small disk never drops one unseen; 0 never waits."
         ),
     )
+    schema_framing: Literal["none", "confluent"] = Field(
+        "none",
+        description=(
+            "Whether messages of the internal topics carry their schema's identifier (Confluent wire format), for "
+            "readers with a schema registry; both forms are always read. Public topics never do."
+        ),
+    )
     deadletter_value_bytes: int = Field(
         262_144,
         ge=0,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from threadpoolctl import threadpool_limits
 
+from stream.alert import frame_messages
 from stream.core.camera import camera_named
 from stream.core.errors import UsageError
 from stream.engine import logs, metrics
@@ -43,6 +44,7 @@ def work(kind: str, index: int, settings: Settings) -> int:
     if kind not in runners:
         raise UsageError(f"no worker {kind!r}: known are {', '.join(WORKERS)}")
     logs.configure(settings, worker=f"{kind}-{index}")
+    frame_messages(settings.schema_framing == "confluent")
     port = metrics.serve(settings)
     threadpool_limits(1)
     heartbeat = Heartbeat(connect(settings), settings.identity(kind, index), kind, metrics=port)

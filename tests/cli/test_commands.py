@@ -30,6 +30,7 @@ LEAVES = [
     *(["topics", name] for name in ("list", "apply", "diff")),
     *(["users", name] for name in ("list", "add", "remove")),
     *(["alerts", name] for name in ("tail", "show", "export")),
+    *(["schemas", name] for name in ("list", "page", "serve")),
     *(["deadletter", name] for name in ("list", "show", "retry")),
     *(["models", name] for name in ("list", "train")),
     *(["bench", name] for name in ("quadrant", "camera", "alerts")),
@@ -59,9 +60,8 @@ def test_every_command_has_help(words):
     said = ztf_stream(*words, "--help")
     assert said.status == 0
     assert "Usage" in said.out
-    reports = (
-        words[0] not in ("run", "worker", "demo") and words != ["topics", "apply"] and words != ["models", "train"]
-    )
+    silent = (["topics", "apply"], ["models", "train"], ["schemas", "page"], ["schemas", "serve"])
+    reports = words[0] not in ("run", "worker", "demo") and words not in silent
     assert ("--json" in said.out) or not reports
 
 
@@ -298,3 +298,17 @@ def test_a_reference_path_is_the_surveys(night):
     path = reference_path(PLAN.field, PLAN.fid, 0, "refimg.fits.fz")
     assert path == "ref/000/field000448/zr/ccd01/q1/ztf_000448_zr_c01_q1_refimg.fits.fz"
     assert (night.store / path).is_file()
+
+
+def test_schemas_are_listed_and_their_page_is_made_and_checked(tmp_path):
+    rows = ztf_stream("schemas", "list", "--json").ok().rows()
+    assert {row["subject"] for row in rows} >= {"ztf.alert", "ztf.internal.candidate_batch"}
+    page = tmp_path / "schema.md"
+    assert ztf_stream("schemas", "page", "--check", "--out", page).status == 1
+    ztf_stream("schemas", "page", "--out", page).ok()
+    ztf_stream("schemas", "page", "--check", "--out", page).ok()
+    page.write_text(page.read_text().replace("never null", "sometimes null", 1))
+    said = ztf_stream("schemas", "page", "--check", "--out", page)
+    assert said.status == 1
+    assert "schemas page" in said.err
+    assert ztf_stream("schemas", "page", "--out", tmp_path / "no" / "page.md").status == 1
