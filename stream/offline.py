@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from stream.archive import ProductStore, StoreInputs, find_science_products, read_science_product, write_products
 from stream.core.camera import Camera
 from stream.core.errors import PacketError, Permanent, UsageError
+from stream.core.identity import CANDID_VERSION
 from stream.core.records import (
     CalibrationSet,
     CandidateBatch,
@@ -54,6 +55,11 @@ class Job:
 
     store: str
     camera: Camera
+    candid_version: int = CANDID_VERSION
+
+    def science(self) -> ScienceSettings:
+        """Settings of the science."""
+        return ScienceSettings(camera=self.camera, candid_version=self.candid_version)
 
 
 _task: QuadrantTask | None = None
@@ -92,7 +98,7 @@ def parallel(
     work: Callable[[T], R], items: Sequence[T], job: Job, workers: int, settings: ScienceSettings | None = None
 ) -> Iterator[R]:
     """Apply ``work`` to each item in processes of their own; results in the order of the items."""
-    settings = settings or ScienceSettings(camera=job.camera)
+    settings = settings or job.science()
     if workers <= 1 or len(items) == 1:
         _start(job, settings)
         yield from map(work, items)
@@ -229,7 +235,7 @@ class Outcome:
     """What `process` made of one quadrant: its quality record and the candidates that go on."""
 
     report: QuadrantReport
-    batch: CandidateBatch | None
+    batch: CandidateBatch
 
 
 def _process_packet(unit: tuple[Path, Camera]) -> tuple[list[Outcome], list[str]]:
@@ -273,7 +279,7 @@ def process_calibrated(
     paths: Sequence[Path], reference: Path | None, job: Job
 ) -> Iterator[tuple[list[Outcome], list[str]]]:
     """Measure, subtract and search calibrated images; ``reference`` replaces the store's reference where given."""
-    _start(job, ScienceSettings(camera=job.camera))
+    _start(job, job.science())
     task = own_task()
     inputs: QuadrantInputs = task.inputs
     if reference is not None:

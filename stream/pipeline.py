@@ -32,6 +32,7 @@ from stream.core.camera import FULL, Camera, nominal_wcs
 from stream.core.errors import Permanent, PhotometryError, Retriable
 from stream.core.flags import BAD_BITS, MASK_BITS, SOURCE_BITS, Info, Mask, status_of
 from stream.core.ghosts import FIELD_RADIUS, GhostGeometry
+from stream.core.identity import CANDID_VERSION
 from stream.core.psf import moffat_psf
 from stream.core.records import (
     U16,
@@ -82,6 +83,7 @@ class ScienceSettings:
     detection_sigma: float = 4.5  # matched-filter S/N: at 4.0 a quadrant has hundreds of noise peaks
     # Cuts before packaging: the survey's of 2018 lose half of what lies at S/N 6, ours keep it for the classifiers.
     profile: str = "noise-aware"
+    candid_version: int = CANDID_VERSION  # other digits where nights are processed again with other software
     subtract: bool = True  # False: science products only, as for reference building
     calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
 
@@ -311,7 +313,8 @@ def search(result: QuadrantResult, inputs: QuadrantInputs, settings: ScienceSett
     with watch.step("subtract"):
         result.difference = subtract(science, reference)
     with watch.step("extract"):
-        result.candidates = extract(science, reference, result.difference, ExtractSettings(profile=settings.profile))
+        how = ExtractSettings(profile=settings.profile, version=settings.candid_version)
+        result.candidates = extract(science, reference, result.difference, how)
     with watch.step("streaks"):
         result.streaks = find_streaks(science, result.difference)
     with watch.step("catalogs"):

@@ -48,11 +48,11 @@ class QuadrantTask:
         return result
 
 
-def batch_of(result: QuadrantResult) -> CandidateBatch | None:
-    """The sent candidates of a quadrant, stamps encoded, with the versions that made them; None if there are none."""
+def batch_of(result: QuadrantResult) -> CandidateBatch:
+    """The sent candidates of a quadrant, stamps encoded, with the versions that made them."""
     batch = make_batch(result.quadrant, result.candidates)
     for item in batch.items:
         item.extension["software"] = __version__
         item.extension["reference"] = None if result.reference is None else result.reference.version
         item.extension["calibration"] = ",".join(result.report.calids) or None
-    return batch if batch.items else None
+    return batch

@@ -5,13 +5,35 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+import redis
 
 from stream.core.errors import UsageError
 from stream.engine.config import Settings, load_settings
 from stream.engine.embedded_kafka import EmbeddedKafka
 from stream.engine.embedded_redis import EmbeddedRedis
+from stream.engine.state import Generation, connect
+
+
+def whole_state(client: redis.Redis) -> None:
+    """Tell workers that this Redis has lost nothing, without making anything."""
+    generation = Generation(client)
+    generation.finish(generation.begin(60))
+
+
+def dump(client: redis.Redis, *without: str) -> dict[str, Any]:
+    """Everything in a database of Redis by key, but keys that begin with one of ``without``; times to live left out."""
+    read: dict[str, Callable[[bytes], Any]] = {
+        "string": client.get,
+        "hash": client.hgetall,
+        "set": client.smembers,
+        "zset": lambda key: client.zrange(key, 0, -1, withscores=True),
+        "list": lambda key: client.lrange(key, 0, -1),
+    }
+    keys = [key for key in sorted(client.scan_iter()) if not key.decode().startswith(without or ("\0",))]
+    return {key.decode(): read[client.type(key).decode()](key) for key in keys}
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +78,9 @@ def settings(broker: EmbeddedKafka, redis_url: str, prefix: str) -> Settings:
         environ={}, redis_url=redis_url, group_prefix=prefix, camera="small", instance="test",
         session_timeout_ms=6_000, log_level="info",
     )  # fmt: skip
-    return broker.signed_in(mine).as_admin()
+    found = broker.signed_in(mine).as_admin()
+    whole_state(connect(found))
+    return found
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def _identity(record: Mapping[str, Any], candidate: Row) -> Iterator[str]:
     if identity.pid_of_candid(candid) != pid:
         yield f"candid {candid} is not of pid {pid}"
     elif tblid is not None:
-        version = candid // 10_000 % 100
+        version = identity.version_digits(candid)
         if not 0 <= tblid <= identity.MAX_TBLID:
             yield f"tblid {tblid} outside 0 to {identity.MAX_TBLID}"
         elif candid != identity.candid_of(pid, candidate["isdiffpos"] == "t", tblid, version):

@@ -23,7 +23,7 @@ class Remembers(Protocol):
         """Remember an epoch's footprint and depth."""
         ...
 
-    def add_object(self, name: str, ra: float, dec: float, jd: float, candid: int) -> None:
+    def add_object(self, name: str, ra: float, dec: float, jd: float, candid: int, *, moving: bool = False) -> None:
         """Remember an object's name and place, or another detection of it."""
         ...
 

@@ -96,7 +96,7 @@ def time_quadrants(night: Path, camera: str, repeats: int) -> dict[str, Any]:
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "n_sources": result.report.n_sources,
         "n_candidates": result.report.n_candidates,
-        "n_alert_records": 0 if batch is None else len(batch.items),
+        "n_alert_records": len(batch.items),
         "repeats": repeats,
     }
 

@@ -166,11 +166,14 @@ def stream_night(plan: DemoPlan, settings: Settings, console: Console) -> Gather
     from stream.engine import logs
     from stream.engine.access import make_ready
     from stream.engine.gather import NightReader
+    from stream.engine.rebuild import ensure_state
+    from stream.engine.state import connect
     from stream.engine.supervise import Supervisor
     from stream.engine.workers import children
 
     logs.configure(settings.model_copy(update={"log_level": "error"}), worker="demo")
     make_ready(settings)
+    ensure_state(settings, connect(settings))
     packets = sorted((plan.night / "raw" / "sci").iterdir())
     expected = 4 * len(packets)
     workers = children(settings)

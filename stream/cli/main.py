@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "users": ("stream.cli.users", "app", "Who may read the broker."),
     "schemas": ("stream.cli.schemas", "app", "What is in an alert: schemas as a page and as a registry."),
     "alerts": ("stream.cli.alerts", "app", "Read alerts as a subscriber."),
+    "state": ("stream.cli.state", "app", "The hot state in Redis: is it whole, make it anew."),
     "deadletter": ("stream.cli.deadletter", "app", "What failed, why, and try again."),
     "models": ("stream.cli.models", "app", "Train and inspect the real-bogus classifiers."),
     "bench": ("stream.cli.bench", "app", "The figures of the design, as whole processes."),

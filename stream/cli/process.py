@@ -37,7 +37,7 @@ def process(
     from stream.offline import Job
 
     settings = load_settings(store=store, camera=camera)
-    job = Job(settings.store, camera_named(settings.camera))
+    job = Job(settings.store, camera_named(settings.camera), settings.candid_version)
     paths = expand_inputs(files)
     raw = [path for path in paths if _is_raw(path)]
     calibrated = [path for path in paths if not _is_raw(path)]
@@ -109,7 +109,7 @@ class _Emitter:
         self._score = score
         self._loaded: set[str] = set()
 
-    def emit(self, report: QuadrantReport, batch: CandidateBatch | None) -> int:
+    def emit(self, report: QuadrantReport, batch: CandidateBatch) -> int:
         """Write the alerts of one quadrant; how many."""
         from stream.alert import PRV_FIELDS, emit_packet
         from stream.archive import write_alert
@@ -119,7 +119,7 @@ class _Emitter:
 
         self._recall(report)
         self._history.add_epoch(report)
-        if batch is None:
+        if not batch.items:
             return 0
         if self._score:
             if self._scorer is None:

@@ -24,6 +24,8 @@ def run(
     from stream.engine.access import make_ready
     from stream.engine.config import load_settings
     from stream.engine.embedded import services
+    from stream.engine.rebuild import ensure_state
+    from stream.engine.state import connect
     from stream.engine.supervise import Supervisor
     from stream.engine.workers import children
 
@@ -32,6 +34,9 @@ def run(
     with services(settings) as located:
         make_ready(located)
         logs.configure(located, worker="run")
+        made = ensure_state(located, connect(located))
+        if made is not None and made.newest_jd:
+            console.print(f"Redis was emptied, its state is made anew: {made.as_dict()}")
         console.print(f"Kafka {located.bootstrap}, Redis {located.redis_url}, store {located.store}")
         Supervisor(children(located)).run()
 

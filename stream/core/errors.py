@@ -7,6 +7,7 @@
     │   ├── BrokerUnavailable      Kafka does not answer or refuses
     │   ├── StoreUnavailable       the product store cannot be read or written
     │   └── StateUnavailable       Redis does not answer
+    │       └── StateLost              Redis answers, but what the stream wrote is gone: it has to be rebuilt
     ├── Permanent              this packet, quadrant or message will never work as it is: dead letter
     │   ├── PacketError            the raw packet (or one of its extensions) breaks the format
     │   ├── CalibrationError       no image could be made of the pixels (all NaN, all saturated, ...)
@@ -46,6 +47,13 @@ class StoreUnavailable(Retriable):
 
 class StateUnavailable(Retriable):
     """Redis does not answer."""
+
+
+class StateLost(StateUnavailable):
+    """Redis answers, but was emptied. Who meets this holds what it has in hand until the state was rebuilt."""
+
+    def __init__(self, message: str = "Redis was emptied: run `ztf-stream state rebuild`") -> None:
+        super().__init__(message)
 
 
 class Permanent(ZtfError):

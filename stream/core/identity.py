@@ -84,6 +84,11 @@ def pid_of_candid(candid: int) -> int:
     return candid // 1_000_000
 
 
+def version_digits(candid: int) -> int:
+    """The two version digits inside a candidate identifier."""
+    return candid // 10_000 % 100
+
+
 def rfid_of(field: int, fid: int, rcid: int) -> int:
     """Reference image identifier of a field, filter and readout channel."""
     return field * 1_000_000 + REFERENCE_PIPELINE * 10_000 + fid * 100 + rcid

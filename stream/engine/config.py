@@ -72,6 +72,23 @@ class Settings(BaseSettings):
     tls: bool = Field(False, description="Whether to speak TLS to Kafka.")
     tls_ca: str = Field("", description="File with the certificate authority of the cluster; empty uses the system's.")
 
+    candid_version: int = Field(
+        1,
+        ge=1,
+        le=80,  # 81 is that of streaks
+        description=(
+            "The two version digits of every candid: 1 in operation; another number when nights are processed again "
+            "with other software, so that the new candidates can be told from those that were sent."
+        ),
+    )
+    reprocess_alerts: bool = Field(
+        False,
+        description=(
+            "Send alerts of quadrants whose alerts were sent under other version digits. Off: they are held (counted "
+            "as held, kept in the products), nobody gets a second alert of one event."
+        ),
+    )
+
     pixel_workers: int = Field(2, ge=1, le=512, description="Quadrant worker processes on this machine, one a core.")
     record_workers: int = Field(1, ge=1, le=64, description="Processes of each kind of record worker on this machine.")
     emit_workers: int = Field(1, ge=1, le=64, description="Alert emitter processes on this machine.")

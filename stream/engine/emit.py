@@ -6,7 +6,8 @@ One alert goes to several topics (the night's, the permanent one, the one withou
 Community brokers read with ``read_uncommitted``, so a transaction that is written and then aborted would show them
 alerts twice. The emitter is therefore not transactional but idempotent, and asks before it repeats (consumers.md 24):
 
-a. a batch that is marked done in Redis (``pid:chunk``) is passed over: the stages before deliver at least once;
+a. a batch that is marked done in Redis (``pid:chunk:version``) is passed over: the stages before deliver at least
+   once. While Redis is emptied and not rebuilt nothing leaves, since nobody knows what is done;
 b. after a batch is confirmed by the broker it is marked done, and only then is its input offset committed, with
    the ends of the alert topics at that moment in the commit's metadata;
 c. whoever gets a partition reads that metadata, scans the alert topics from there to their ends, and leaves out
@@ -29,10 +30,12 @@ import redis
 from confluent_kafka import Consumer, Message, TopicPartition
 
 from stream.core.errors import AlertError, BrokerUnavailable, Permanent, Retriable
+from stream.core.identity import CANDID_VERSION
 from stream.engine import deadletters, ledger, logs, metrics
 from stream.engine.config import Settings
 from stream.engine.heartbeat import Heartbeat
 from stream.engine.kafka import (
+    VERSION,
     OutMessage,
     RawMessage,
     Sender,
@@ -46,7 +49,7 @@ from stream.engine.kafka import (
     translated,
 )
 from stream.engine.pixel_worker import BACKOFF_FIRST, Hook, backoff
-from stream.engine.state import Marks
+from stream.engine.state import Generation, Marks
 from stream.engine.topics import NIGHT, TopicsFile, ensure_night, ensure_topics, load_topics
 
 SOURCE = "ztf.enriched"
@@ -100,11 +103,16 @@ def decode_ends(metadata: str | None) -> Ends | None:
 
 
 def batch_name(message: RawMessage) -> str:
-    """``pid:chunk`` of a batch from its headers; its place where it has none."""
+    """``pid:chunk:version`` of a batch from its headers; its place where it has none."""
     pid = message.header("pid")
     if pid is None:
         return f"{message.topic}-{message.partition}-{message.offset}"
-    return f"{pid}:{message.header('chunk') or '0'}"
+    return f"{pid}:{message.header('chunk') or '0'}:{message.header(VERSION) or CANDID_VERSION}"
+
+
+def emitted(settings: Settings, client: redis.Redis) -> Marks:
+    """The marks of batches whose alerts have left."""
+    return Marks(client, f"{settings.group_prefix}:emitted", DONE_TTL)
 
 
 class Emitter:
@@ -145,7 +153,8 @@ class Emitter:
         self.name = settings.identity("emit", index)
         self.source = source
         self.batch = batch
-        self._marks = Marks(client, f"{settings.group_prefix}:emitted", DONE_TTL)
+        self._marks = emitted(settings, client)
+        self._generation = Generation(client)
         self._topics = topics or load_topics(settings.topics_file)
         self._heartbeat = heartbeat
         self._hook: Hook = hook or (lambda step: None)
@@ -342,7 +351,12 @@ class Emitter:
         """The name of each message that has to be published, empty for one that was (also earlier in this batch)."""
         names = [batch_name(message) for message in messages]
         marked: set[str] = set()
-        self._patiently(lambda: marked.update(self._marks.known(names)))
+
+        def ask() -> None:
+            with self._generation.steady():
+                marked.update(self._marks.known(names))
+
+        self._patiently(ask)
         fresh = []
         for name in names:
             new = name not in marked and name not in self._recent

@@ -37,6 +37,8 @@ _FENCED = frozenset(
         KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
     )
 )
+REPORT = "report"  # header of a quadrant's first batch: its quality record
+VERSION = "version"  # header: the version digits of a batch's candids
 DELIVERY_TIMEOUT_MS = 120_000  # how long a message is tried before it counts as not delivered
 
 
@@ -58,10 +60,12 @@ class RawMessage:
 
     def header(self, name: str) -> str | None:
         """Text of the last header of that name, or ``None``."""
-        for key, value in reversed(self.headers):
-            if key == name:
-                return value.decode("utf-8", "replace")
-        return None
+        value = self.raw_header(name)
+        return None if value is None else value.decode("utf-8", "replace")
+
+    def raw_header(self, name: str) -> bytes | None:
+        """Bytes of the last header of that name, or ``None``."""
+        return next((value for key, value in reversed(self.headers) if key == name), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ RETRIES = Counter("ztf_retries", "Work put back because a service failed.", ["wo
 DEADLETTERS = Counter("ztf_deadletters", "Messages and files given up, by stage and error.", ["stage", "error"])
 ALERTS = Counter("ztf_alerts", "Alerts published.", ["topic"])
 ALERTS_SKIPPED = Counter("ztf_alerts_skipped", "Alerts not published again, by how that was known.", ["why"])
+ALERTS_HELD = Counter("ztf_alerts_held", "Candidates whose quadrant's alerts left under other version digits.")
 FILES = Counter("ztf_files", "Packet files met by ingest, by how it ended.", ["outcome"])
 BACKLOG = Gauge("ztf_raw_backlog", "Most unprocessed quadrants in one partition of ztf.raw, as ingest saw it.")
 

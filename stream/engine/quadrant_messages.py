@@ -1,8 +1,12 @@
 """The pixel worker's function: a message of ``ztf.raw`` to the messages that one quadrant makes.
 
-A quadrant whose bytes can be read ends in one quality record on ``ztf.quadrants``; with candidates in one message a
-quadrant on ``ztf.candidates`` (more only beyond the topic's size limit); with streaks in one on ``ztf.streaks``; and
+A quadrant whose bytes can be read ends in one quality record on ``ztf.quadrants``; if it has a place on the sky in one
+message on ``ztf.candidates`` (more only beyond the topic's size limit); with streaks in one on ``ztf.streaks``; and
 where the science failed in a dead letter that can be retried.
+
+``ztf.candidates`` and what follows from it is keyed by readout channel, and the first message of a quadrant carries its
+quality record: a channel's exposures come to ``enrich`` in the order in which they were ingested, each with its
+coverage, also those that found nothing. So a history does not depend on which of two messages was faster.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from stream.core.errors import PacketError, Permanent
 from stream.core.records import QuadrantResult, Status
 from stream.engine import deadletters, ledger
 from stream.engine.config import Settings
-from stream.engine.kafka import OutMessage, RawMessage, encode_headers
+from stream.engine.kafka import REPORT, OutMessage, RawMessage, encode_headers
 from stream.engine.topics import load_topics
 from stream.quadrants import QuadrantTask, batch_of
 
@@ -48,7 +52,7 @@ class QuadrantProcess:
         return [*self._records(message, result, times), *self._letter(message, result)]
 
     def _records(self, message: RawMessage, result: QuadrantResult, times: Mapping[str, float]) -> list[OutMessage]:
-        key = str(result.report.pid).encode()
+        key, channel = str(result.report.pid).encode(), str(result.report.rcid).encode()
         about: dict[str, str | int | float | None] = {
             "name": result.report.name,
             "rid": result.report.rid,
@@ -56,11 +60,14 @@ class QuadrantProcess:
         }
         passed = ledger.encode({**ledger.read(message.headers), **times})
         headers = (*encode_headers(about), *passed)
-        out = [OutMessage("ztf.quadrants", key, encode_report(result.report), headers)]
+        report = encode_report(result.report)
+        out = [OutMessage("ztf.quadrants", key, report, headers)]
+        about["version"] = self._task.settings.candid_version
         batch = batch_of(result)
-        for part in [] if batch is None else split_batch(batch, self._limit):
-            counted = (*encode_headers({**about, "chunk": part.chunk, "chunks": part.n_chunks}), *passed)
-            out.append(OutMessage("ztf.candidates", key, encode_batch(part), counted))
+        for part in split_batch(batch, self._limit) if batch.items or result.report.corners else []:
+            counted = encode_headers({**about, "chunk": part.chunk, "chunks": part.n_chunks})
+            coverage = () if part.chunk else ((REPORT, report),)
+            out.append(OutMessage("ztf.candidates", channel, encode_batch(part), (*counted, *coverage, *passed)))
         if result.streaks:
             out.append(OutMessage("ztf.streaks", key, encode_streaks(_streaks(result)), headers))
         return out

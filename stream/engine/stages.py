@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import redis
+import structlog
 
 from stream.alert import (
     PRV_FIELDS,
@@ -23,10 +24,11 @@ from stream.alert import (
     encode_tracklet,
 )
 from stream.core.errors import MessageError
-from stream.core.identity import night_of
+from stream.core.identity import CANDID_VERSION, night_of
 from stream.core.records import CandidateBatch, Tracklet
-from stream.engine import ledger
-from stream.engine.kafka import OutMessage, RawMessage
+from stream.engine import ledger, metrics
+from stream.engine.kafka import REPORT, VERSION, OutMessage, RawMessage
+from stream.engine.state import Generation, Versions, translated
 from stream.enrich import ForcedSource, RedisHistory, enrich_batch
 from stream.monitor import Monitor
 from stream.score import load_scorer
@@ -34,8 +36,11 @@ from stream.solarsystem import LINK_DTYPE, link_tracklets
 
 Clock = Callable[[], float]
 
+log = structlog.get_logger(__name__)
+
 # Candidates the network gives less than this are not worth linking: false ones pair up with everything.
 LINK_MIN_SCORE = 0.3
+LINK_SECONDS = 3 * 86_400  # a night's detections outlive the night and a repeat of it
 
 
 class Stage(Protocol):
@@ -62,8 +67,26 @@ class Stage(Protocol):
 
 
 def forward(topic: str, message: RawMessage, batch: CandidateBatch, **passed: float) -> OutMessage:
-    """The batch on its way to the next topic, under the same key, its ledger extended."""
-    return OutMessage(topic, message.key, encode_batch(batch), ledger.extend(message.headers, **passed))
+    """The batch on its way to the next topic, under the same key, its ledger extended.
+
+    The quality record goes as far as ``enrich``, which it is for.
+    """
+    kept = [(k, v) for k, v in message.headers if k != REPORT or topic == "ztf.scored"]
+    return OutMessage(topic, message.key, encode_batch(batch), ledger.extend(kept, **passed))
+
+
+class Guarded:
+    """A stage whose memory is Redis: what it did counts only if Redis was there and whole all the while."""
+
+    def __init__(self, stage: Stage, generation: Generation) -> None:
+        self.name, self.sources, self.passed = stage.name, stage.sources, stage.passed
+        self._stage = stage
+        self._generation = generation
+
+    def handle(self, message: RawMessage) -> list[OutMessage]:
+        """As the stage; ``StateUnavailable`` (``StateLost``) where Redis failed (was emptied) meanwhile."""
+        with translated(f"at {self.name}"), self._generation.steady():
+            return self._stage.handle(message)
 
 
 class ScoreStage:
@@ -85,73 +108,133 @@ class ScoreStage:
 
 
 class EnrichStage:
-    """``ztf.scored`` to ``ztf.enriched``: object identity, history, forced photometry; ``ztf.quadrants`` feeds the
-    coverage."""
+    """``ztf.scored`` to ``ztf.enriched``: coverage, object identity, history, forced photometry.
+
+    A batch brings its quadrant's quality record, so that coverage and detections of a channel come in one order. A
+    quadrant whose alerts are on their way under other version digits is held: its candidates are in the products, and
+    nobody gets a second alert of one event unless ``resend`` asks for it.
+    """
 
     name = "enrich"
-    sources = ("ztf.quadrants", "ztf.scored")
+    sources = ("ztf.scored",)
     passed = "enriched"
 
-    def __init__(self, client: redis.Redis, forced: ForcedSource | None = None, clock: Clock = time.time) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        forced: ForcedSource | None = None,
+        clock: Clock = time.time,
+        *,
+        resend: bool = False,
+    ) -> None:
         self._clock = clock
         self._history = RedisHistory(client)
         self._forced = forced
+        self._versions = Versions(client)
+        self._resend = resend
 
     def handle(self, message: RawMessage) -> list[OutMessage]:
-        """Remember an epoch, or enrich a batch."""
-        if message.topic == "ztf.quadrants":
-            self._history.add_epoch(decode_report(message.value))
-            return []
+        """Remember the epoch, enrich its batch."""
+        report = message.raw_header(REPORT)
+        if report is not None:
+            self._history.add_epoch(decode_report(report))
         batch = decode_batch(message.value)
+        if not batch.items:
+            return []
+        version = version_of(message)
+        if disposition(version, self._versions.sent(batch.pid), self._resend) == "held":
+            metrics.ALERTS_HELD.inc(len(batch.items))
+            log.info("held", name=batch.name, version=version, candidates=len(batch.items))
+            return []
         enrich_batch(batch, self._history, PRV_FIELDS, self._forced)
+        self._versions.remember(batch.pid, version)
         return [forward("ztf.enriched", message, batch, enriched=self._clock())]
+
+
+def version_of(message: RawMessage) -> int:
+    """Version digits of the candids in a message of ours."""
+    return int(message.header(VERSION) or CANDID_VERSION)
+
+
+def disposition(version: int, sent: int | None, resend: bool) -> Literal["send", "held"]:
+    """What becomes of a quadrant's candidates.
+
+    Parameters
+    ----------
+    version : int
+        Their version digits.
+    sent : int or None
+        Under which digits the quadrant's alerts left before; None: they never did.
+    resend : bool
+        Whether alerts of events that were sent before are asked for.
+    """
+    return "send" if resend or sent is None or sent == version else "held"
 
 
 class LinkStage:
     """``ztf.scored`` to ``ztf.tracklets``: what moves in a straight line within the night.
 
-    The night's detections live in Redis (``ztf:link:<night>``, by candid), so a restart continues; a tracklet is
-    sent when it is new or has changed, under its deterministic id, and its members leave the registry of places.
+    The night's detections live in Redis (``ztf:link:<night>``, by quadrant and part), so a restart continues; a
+    tracklet is sent when it is new or has changed, under its deterministic id, and its members leave the registry of
+    places. A quadrant's first version digits count, unless ``resend`` asks for the later ones.
     """
 
     name = "link"
     sources = ("ztf.scored",)
     passed = ""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, *, resend: bool = False) -> None:
         self._redis = client
         self._history = RedisHistory(client)
+        self._resend = resend
 
     def handle(self, message: RawMessage) -> list[OutMessage]:
         """Add a batch's detections and link the night again."""
         batch = decode_batch(message.value)
-        night = night_of(batch.jd)
-        rows: dict[Any, Any] = {str(row[0]): json.dumps(row) for row in link_rows(batch)}
-        if not rows:
+        if not self.remember(batch, version_of(message)):
             return []
-        key = f"ztf:link:{night}"
-        self._redis.hset(key, mapping=rows)
-        self._redis.expire(key, 3 * 86_400)
-        stored: Any = self._redis.hvals(key)
-        detections = np.array([tuple(json.loads(row)) for row in stored], LINK_DTYPE)
-        tracklets = link_tracklets(detections, night)
+        night = night_of(batch.jd)
+        stored: Any = self._redis.hvals(f"ztf:link:{night}")
+        rows = [tuple(row) for text in stored for row in json.loads(text)["rows"]]
+        tracklets = link_tracklets(np.array(rows, LINK_DTYPE), night)
         return [
             OutMessage("ztf.tracklets", str(t.trackid).encode(), encode_tracklet(t), ledger.extend(message.headers))
-            for t in self._changed(night, tracklets)
+            for t in tracklets
+            if self.remember_sent(t, part_of(batch))
         ]
 
-    def _changed(self, night: str, tracklets: Iterable[Tracklet]) -> list[Tracklet]:
-        key = f"ztf:tracklets:{night}"
-        changed = []
-        for tracklet in tracklets:
-            text = json.dumps(asdict(tracklet), sort_keys=True)
-            known: Any = self._redis.hget(key, str(tracklet.trackid))
-            if known is None or known.decode() != text:
-                self._history.add_movers(dict.fromkeys(tracklet.candids, tracklet.trackid), night)
-                self._redis.hset(key, str(tracklet.trackid), text)
-                changed.append(tracklet)
-        self._redis.expire(key, 3 * 86_400)
-        return changed
+    def remember(self, batch: CandidateBatch, version: int) -> bool:
+        """Keep a batch's detections; False where it has none to link, or is held."""
+        rows = link_rows(batch)
+        if not rows:
+            return False
+        key, part = f"ztf:link:{night_of(batch.jd)}", part_of(batch)
+        known: Any = self._redis.hget(key, part)
+        if disposition(version, json.loads(known)["version"] if known else None, self._resend) == "held":
+            return False
+        self._redis.hset(key, part, json.dumps({"version": version, "rows": rows}))
+        self._redis.expire(key, LINK_SECONDS)
+        return True
+
+    def remember_sent(self, tracklet: Tracklet, by: str) -> bool:
+        """Keep a tracklet as sent because of batch ``by`` (``pid:chunk``); whether it has to be sent.
+
+        New and changed ones have to, and once more those that this very batch made before: it comes again because
+        nobody knows whether they left.
+        """
+        key, text = f"ztf:tracklets:{tracklet.night}", json.dumps(asdict(tracklet), sort_keys=True)
+        known: Any = self._redis.hget(key, str(tracklet.trackid))
+        if known is not None and json.loads(known)["tracklet"] == text:
+            return bool(json.loads(known)["by"] == by)
+        self._history.add_movers(dict.fromkeys(tracklet.candids, tracklet.trackid), tracklet.night)
+        self._redis.hset(key, str(tracklet.trackid), json.dumps({"by": by, "tracklet": text}))
+        self._redis.expire(key, LINK_SECONDS)
+        return True
+
+
+def part_of(batch: CandidateBatch) -> str:
+    """``pid:chunk``: a quadrant's batch, or its part."""
+    return f"{batch.pid}:{batch.chunk}"
 
 
 def link_rows(batch: CandidateBatch) -> list[tuple[int, float, float, float, float]]:
@@ -186,18 +269,21 @@ class MonitorStage:
         return []
 
 
-def make_stage(name: str, client: redis.Redis, forced: ForcedSource | None = None) -> Stage:
-    """The stage of that name; ``forced`` is for ``enrich``."""
+def make_stage(name: str, client: redis.Redis, forced: ForcedSource | None = None, *, resend: bool = False) -> Stage:
+    """The stage of that name.
+
+    ``forced`` is for ``enrich``; ``resend``: whether a quadrant's alerts may leave again under other version digits.
+    """
     if name == "score":
         return ScoreStage()
-    makers: dict[str, Callable[[redis.Redis], Stage]] = {
-        "enrich": lambda client: EnrichStage(client, forced),
-        "link": LinkStage,
-        "monitor": MonitorStage,
+    makers: dict[str, Callable[[], Stage]] = {
+        "enrich": lambda: EnrichStage(client, forced, resend=resend),
+        "link": lambda: LinkStage(client, resend=resend),
+        "monitor": lambda: MonitorStage(client),
     }
     if name not in makers:
         raise MessageError(f"no record stage {name!r}: known are score, {', '.join(makers)}")
-    return makers[name](client)
+    return Guarded(makers[name](), Generation(client))
 
 
 RECORD_STAGES = ("score", "enrich", "link", "monitor")

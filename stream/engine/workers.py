@@ -79,7 +79,8 @@ def _pixels(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
     from stream.quadrants import QuadrantTask
 
     store = ProductStore(settings.store)
-    task = QuadrantTask(store, StoreInputs(store), ScienceSettings(camera=camera_named(settings.camera)))
+    science = ScienceSettings(camera=camera_named(settings.camera), candid_version=settings.candid_version)
+    task = QuadrantTask(store, StoreInputs(store), science)
     attempts = Attempts(connect(settings))
     with heartbeat:
         worker = PixelWorker(
@@ -119,7 +120,8 @@ def _records(kind: str, index: int, settings: Settings, heartbeat: Heartbeat) ->
     from stream.forced import StoreForced
 
     forced = StoreForced(ProductStore(settings.store)) if kind == "enrich" else None
-    stage = make_stage(kind, connect(settings), forced)  # models are loaded before we say that we are there
+    # Models are loaded before we say that we are there.
+    stage = make_stage(kind, connect(settings), forced, resend=settings.reprocess_alerts)
     with heartbeat:
         heartbeat.note("waiting")
         run_stage(stage, settings, heartbeat, index)

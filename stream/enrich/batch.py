@@ -24,6 +24,7 @@ from stream.enrich.history import (
     assemble_history,
     is_known_mover,
     limit_row,
+    newest_versions,
     quadrant_depth,
     separation,
     visible_programs,
@@ -86,7 +87,7 @@ def _remind(item: BatchItem, seen: list[Row], covered: list[Epoch], prv_fields: 
     """History and counts of one event from the detections near it and the epochs that covered it."""
     row = item.candidate
     ra, dec, jd = row["ra"], row["dec"], row["jd"]
-    here = [k for k in seen if separation(ra, dec, k["ra"], k["dec"]) <= MATCH_RADIUS]
+    here = [k for k in newest_versions(seen) if separation(ra, dec, k["ra"], k["dec"]) <= MATCH_RADIUS]
     limits = []
     for epoch in covered:
         limit = depth(epoch, ra, dec)

@@ -22,7 +22,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from stream.core.identity import utc_of
+from stream.core.identity import utc_of, version_digits
 from stream.core.records import QuadrantReport, Row
 
 MATCH_RADIUS = 1.5  # arcsec
@@ -188,6 +188,14 @@ def assemble_history(
     return [rows[key] for key in sorted(rows)]
 
 
+def newest_versions(rows: Sequence[Row]) -> list[Row]:
+    """Without the rows of a quadrant that was processed and sent again under higher version digits of its candids."""
+    newest: dict[int, int] = {}
+    for row in rows:
+        newest[row["pid"]] = max(newest.get(row["pid"], 0), version_digits(row["candid"]))
+    return [row for row in rows if version_digits(row["candid"]) == newest[row["pid"]]]
+
+
 def visible_programs(programid: int) -> tuple[int, ...]:
     """Whose photometry a packet of this program may carry: public packets hold programid 1 only."""
     return (1,) if programid == 1 else (1, 2, 3) if programid == 3 else (1, 2)
@@ -218,9 +226,9 @@ class History(Protocol):
         """
         ...
 
-    def add_object(self, name: str, ra: float, dec: float, jd: float, candid: int) -> None:
+    def add_object(self, name: str, ra: float, dec: float, jd: float, candid: int, *, moving: bool = False) -> None:
         """Remember an object that was named before (from the archive), or another detection of it: its place is
-        that of the first call with this name."""
+        that of the first call with this name. ``moving`` as in ``Event``: it gets no place in the registry."""
         ...
 
     def add_detections(self, rows: Sequence[tuple[str, Row]]) -> None:

@@ -78,13 +78,13 @@ class MemoryHistory:
             ra, dec, first, last = members[name]
             members[name] = ra, dec, min(first, jd), max(last, jd)
 
-    def add_object(self, name: str, ra: float, dec: float, jd: float, candid: int) -> None:
+    def add_object(self, name: str, ra: float, dec: float, jd: float, candid: int, *, moving: bool = False) -> None:
         """See ``History``."""
-        if name not in self._places:
-            self._places[name] = ra, dec
-            self._cell(ra, dec)[name] = ra, dec, jd, jd
         self._names[candid] = name
-        self._extend(name, jd)
+        place = self._places.setdefault(name, (ra, dec))
+        if not moving:
+            self._cell(*place).setdefault(name, (*place, jd, jd))
+            self._extend(name, jd)
 
     def add_detections(self, rows: Sequence[tuple[str, Row]]) -> None:
         """See ``History``."""

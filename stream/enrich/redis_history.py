@@ -16,7 +16,8 @@ Keys, all under ``ztf:`` (times to live in days in brackets; none: for ever):
   60 days before the newest are taken out]
 - ``movers:<night>``      hash candid -> tracklet [10]
 
-Every write is idempotent: a quadrant that is processed twice leaves the same state.
+Every write is idempotent: a quadrant that is processed twice leaves the same state. While ``ztf:generation`` is absent
+the memory is not whole (``stream.engine.state.Generation``): no object is matched or made.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any, TypeVar
 import redis
 
 from stream.alert.schema import FP_FIELDS
-from stream.core.errors import StateUnavailable
+from stream.core.errors import StateLost, StateUnavailable
 from stream.core.identity import pid_of_candid
 from stream.core.records import QuadrantReport, Row
 from stream.enrich.history import (
@@ -58,13 +59,14 @@ KEEP_DAYS = 2 * HISTORY_DAYS
 EXPIRE_SECONDS = int(KEEP_DAYS * 86_400)
 REPEAT_SECONDS = 10 * 86_400  # longer than any message that could be read again lives
 NAME_SECONDS = 400 * 86_400
-_NAME_ATTEMPTS = 8
+NAME_ATTEMPTS = 8
 
 # Find the object of an event or make it, in one atomic step: two workers that meet the same new object get one name.
 # The arithmetic is `history.separation`'s, the rules are those of `MemoryHistory`.
 # KEYS: own cell, ids, then the cells around. ARGV: ra, dec, jd, candid, moving, band and cell of the own one, match
 # radius, near radius, days of one night, provisional days, seconds of ids and of names, then the proposed names.
 _MATCH_OR_CLAIM = """
+if redis.call('EXISTS', 'ztf:generation') == 0 then return redis.error_reply('LOST the memory is not whole') end
 local ra, dec, jd, candid, moving = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5] == '1'
 local rad = math.pi / 180
 local best, name = tonumber(ARGV[8]), redis.call('HGET', KEYS[2], candid)
@@ -137,10 +139,13 @@ end
 """
 
 # Remember an object that was named before, or another detection of it. KEYS: ids. ARGV: name, ra, dec, jd, candid,
-# band, cell, seconds of ids and of names.
+# band, cell, seconds of ids and of names, moving (1: it has a name, and no place in the registry).
 _ADD_OBJECT = """
 local place = ARGV[5] .. ' ' .. ARGV[2] .. ' ' .. ARGV[3] .. ' ' .. ARGV[6] .. ' ' .. ARGV[7]
 redis.call('SET', 'ztf:name:' .. ARGV[1], place, 'NX', 'EX', ARGV[9])
+redis.call('HSET', KEYS[1], ARGV[5], ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[8])
+if ARGV[10] == '1' then return end
 local band, cell = string.match(redis.call('GET', 'ztf:name:' .. ARGV[1]), '(%S+) (%S+)$')
 local key = 'ztf:obj:' .. band .. ':' .. cell
 local text = redis.call('HGET', key, ARGV[1])
@@ -152,8 +157,6 @@ if text then
 else
   redis.call('HSET', key, ARGV[1], table.concat({ARGV[2], ARGV[3], ARGV[4], ARGV[4]}, ' '))
 end
-redis.call('HSET', KEYS[1], ARGV[5], ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[8])
 """
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -166,7 +169,10 @@ def _retriable(method: F) -> F:
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return method(*args, **kwargs)
-        except (redis.ConnectionError, redis.TimeoutError) as error:
+        except redis.RedisError as error:
+            if "LOST" in str(error):
+                raise StateLost from error
+            # Also what it refuses (out of memory, read-only after a failover): its trouble, never the input's.
             raise StateUnavailable(
                 f"Redis does not answer ({error}): is it running? see `ztf-stream status`"
             ) from error
@@ -206,7 +212,7 @@ class RedisHistory:
         matches = []
         for event, found in zip(events, pipe.execute(), strict=True):
             if found is None:
-                raise StateUnavailable(f"no free object name in {_NAME_ATTEMPTS} attempts for candid {event.candid}")
+                raise StateUnavailable(f"no free object name in {NAME_ATTEMPTS} attempts for candid {event.candid}")
             name, ra, dec, *close = (part.decode() for part in found)
             near = (name,) if event.moving else tuple(sorted({name, *close}))
             matches.append(Match(name, float(ra), float(dec), near))
@@ -218,11 +224,11 @@ class RedisHistory:
         return [own, _ids_key(event.candid), *around]
 
     @_retriable
-    def add_object(self, name: str, ra: float, dec: float, jd: float, candid: int) -> None:
+    def add_object(self, name: str, ra: float, dec: float, jd: float, candid: int, *, moving: bool = False) -> None:
         """See ``History``."""
         cell = cell_of(ra, dec, OBJECT_CELL)
         place = [name, repr(float(ra)), repr(float(dec)), repr(float(jd)), candid, *cell]
-        arguments: list[Any] = [*place, REPEAT_SECONDS, NAME_SECONDS]
+        arguments: list[Any] = [*place, REPEAT_SECONDS, NAME_SECONDS, int(moving)]
         self._add(keys=[_ids_key(candid)], args=arguments)
 
     @_retriable
@@ -312,7 +318,7 @@ def _point(text: bytes) -> Row | None:
 
 
 def _match_arguments(event: Event) -> list[Any]:
-    names = [object_name(year_of(event.jd), event.candid, attempt) for attempt in range(_NAME_ATTEMPTS)]
+    names = [object_name(year_of(event.jd), event.candid, attempt) for attempt in range(NAME_ATTEMPTS)]
     place = [repr(float(event.ra)), repr(float(event.dec)), repr(float(event.jd)), event.candid, int(event.moving)]
     rules = [MATCH_RADIUS, NEAR_RADIUS, ONE_NIGHT, PROVISIONAL_DAYS, REPEAT_SECONDS, NAME_SECONDS]
     return [*place, *cell_of(event.ra, event.dec, OBJECT_CELL), *rules, *names]

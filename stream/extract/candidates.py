@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from stream.core.errors import SubtractionError
+from stream.core.identity import CANDID_VERSION
 from stream.core.records import Candidate, Difference, Reference, Row, ScienceImage
 from stream.extract.cuts import POGSON, CutProfile, profile_named, rejection
 from stream.extract.detect import detect_peaks
@@ -31,13 +32,14 @@ class ExtractSettings:
     """How a difference is searched.
 
     ``threshold`` is absolute on \\|S_corr\\| (the survey's 5.0). ``profile`` names the cuts (``cuts.PROFILES``).
-    ``max_rows`` is the most candidates of one sign.
+    ``max_rows`` is the most candidates of one sign, ``version`` the two version digits of their candids.
     """
 
     threshold: float = 5.0
     profile: str = "survey-2018"
     max_rows: int = MAX_ROWS
     stamp_size: int = 63
+    version: int = CANDID_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def extract_all(
         unusable = not m.weight[i] >= MIN_WEIGHT
         reasons.append("unusable" if unusable else _judge(fields, extra, profile))
         records.append(Candidate(fields, extra, reasons[-1]))
-    _number(science, m, records)
+    _number(science, m, records, settings.version)
     _cut_out(science, difference, m, records, settings.stamp_size)
     order = sorted(range(len(m)), key=lambda i: (m.sign[i] < 0, records[i].fields["tblid"]))
     return Extraction([records[i] for i in order], peaks.n_dropped)
@@ -274,10 +276,10 @@ def _common(science: ScienceImage, reference: Reference, difference: Difference)
     return row
 
 
-def _number(science: ScienceImage, m: Measurements, records: list[Candidate]) -> None:
+def _number(science: ScienceImage, m: Measurements, records: list[Candidate], version: int) -> None:
     positive = m.sign > 0
     rows = assign_tblids(m.x, m.y, positive, [r.rejected is None for r in records])
-    numbers = candids(science.quadrant, positive.tolist(), rows)
+    numbers = candids(science.quadrant, positive.tolist(), rows, version)
     for record, row, candid in zip(records, rows.tolist(), numbers, strict=True):
         record.fields["tblid"], record.fields["candid"] = row, candid
 

@@ -50,10 +50,13 @@ def assign_tblids(x: ArrayLike, y: ArrayLike, positive: ArrayLike, accepted: Arr
     return rows
 
 
-def candids(quadrant: Quadrant, positive: Sequence[bool], rows: ArrayLike) -> list[int]:
-    """Candidate identifiers of rows of a quadrant's tables."""
+def candids(
+    quadrant: Quadrant, positive: Sequence[bool], rows: ArrayLike, version: int = identity.CANDID_VERSION
+) -> list[int]:
+    """Candidate identifiers of rows of a quadrant's tables, with these two version digits."""
     return [
-        identity.candid_of(quadrant.pid, bool(p), int(row)) for p, row in zip(positive, np.asarray(rows), strict=True)
+        identity.candid_of(quadrant.pid, bool(p), int(row), version)
+        for p, row in zip(positive, np.asarray(rows), strict=True)
     ]
 
 

@@ -11,6 +11,7 @@ from engine_helpers import in_thread, send, wait
 from engine_process import ALERTS
 from hypothesis import given
 from hypothesis import strategies as st
+from services import whole_state
 
 from stream.core.errors import StateUnavailable
 from stream.engine import ledger
@@ -83,11 +84,15 @@ def test_redis_that_forgot_everything_makes_no_duplicates(settings, prefix, make
     send_batches(settings, source, [1, 2, 3, 4, 5], 1)
     assert launch("emit", source, target, "flushed", 1).wait(30) == -9, tail(log)
     connect(settings).flushdb()
+    whole_state(connect(settings))
     with in_thread(Emitter(settings, maker(target), connect(settings), source=source)):
         wait(lambda: len(candids(settings, target)) == 5 * ALERTS, log)
         # The same process, the same batches again: remembered without Redis.
         connect(settings).flushdb()
         send_batches(settings, source, [4, 5, 6], 1)
+        time.sleep(1.0)
+        assert candids(settings, target) == expected(range(1, 6)), "until the state is whole again nothing leaves"
+        whole_state(connect(settings))
         wait(lambda: len(candids(settings, target)) == 6 * ALERTS, log)
     assert candids(settings, target) == expected(range(1, 7))
 
@@ -159,7 +164,7 @@ def test_name_of_a_batch():
     message = RawMessage("t", 3, 14, None, b"")
     assert batch_name(message) == "t-3-14"
     message = RawMessage("t", 3, 14, None, b"", (("pid", b"15"), ("chunk", b"2")))
-    assert batch_name(message) == "15:2"
+    assert batch_name(message) == "15:2:1"
 
 
 ENDS = st.dictionaries(

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import redis
+from services import dump, whole_state
 
 from stream.alert import (
     StreakBatch,
@@ -21,19 +22,30 @@ from stream.alert import (
     read_packet,
 )
 from stream.alert.synthetic import synthetic_batch
-from stream.core.errors import MessageError
-from stream.core.identity import candid_of, expid_of, nid_of, night_of, pid_of, rid_of
+from stream.core.errors import MessageError, StateLost
+from stream.core.identity import candid_of, expid_of, nid_of, night_of, pid_of, rid_of, version_digits
 from stream.core.records import QuadrantReport
-from stream.engine import ledger
-from stream.engine.kafka import RawMessage
-from stream.engine.stages import RECORD_STAGES, EnrichStage, LinkStage, MonitorStage, ScoreStage, link_rows, make_stage
+from stream.engine import ledger, metrics
+from stream.engine.kafka import REPORT, VERSION, RawMessage
+from stream.engine.stages import (
+    RECORD_STAGES,
+    EnrichStage,
+    Guarded,
+    LinkStage,
+    MonitorStage,
+    ScoreStage,
+    disposition,
+    link_rows,
+    make_stage,
+)
+from stream.engine.state import Generation
 from stream.monitor import Monitor
 
 HEADERS = (("name", b"n"), ("pid", b"7"), *ledger.encode({"arrived": 1.0, "subtracted": 3.0}))
 
 
-def message(topic: str, value: bytes) -> RawMessage:
-    return RawMessage(topic, 0, 5, b"7", value, HEADERS)
+def message(topic: str, value: bytes, *headers: tuple[str, bytes]) -> RawMessage:
+    return RawMessage(topic, 0, 5, b"7", value, (*HEADERS, *headers))
 
 
 def fresh_batch(n: int = 4, *, scored: bool = True):
@@ -61,6 +73,7 @@ def client(redis_url: str):
     """A database of this test's own."""
     found = redis.Redis.from_url(redis_url.rsplit("/", 1)[0] + "/8")
     found.flushdb()
+    whole_state(found)
     yield found
     found.flushdb()
 
@@ -111,7 +124,8 @@ def test_epochs_without_a_detection_are_limits(client):
         "n", batch.field, batch.fid, 3, 1, batch.rcid, 1, nid_of(jd), expid_of(jd), rid, pid_of(rid), jd, jd, 30.0,
         diffmaglim=20.1, magzp=26.0, corners=corners(150.43, 20.43),
     )  # fmt: skip
-    assert stage.handle(message("ztf.quadrants", encode_report(report))) == []
+    nothing = encode_batch(replace(batch, pid=report.pid, jd=jd, items=[]))
+    assert stage.handle(message("ztf.scored", nothing, (REPORT, encode_report(report)))) == []
     (out,) = stage.handle(message("ztf.scored", encode_batch(batch)))
     enriched = decode_batch(out.value)
     for item in enriched.items:
@@ -136,7 +150,10 @@ def test_link_finds_what_moves_and_sends_it_when_it_changes(client):
     assert (len(three.candids), len(four.candids)) == (3, 4)
     assert sent[3][0].topic == "ztf.tracklets"
     assert four.rate == pytest.approx(0.2 * np.cos(np.radians(20)), rel=0.02)
-    assert stage.handle(message("ztf.scored", encode_batch(batch))) == [], "nothing new: nothing sent"
+    again = stage.handle(message("ztf.scored", encode_batch(batch)))
+    assert again == sent[3], "nobody knows whether the repeat's first answer left"
+    other = moved(fresh_batch(1), synthetic_batch(1).jd + 0.5, 1.0)
+    assert stage.handle(message("ztf.scored", encode_batch(other))) == [], "nothing new: nothing sent"
     assert client.ttl(f"ztf:link:{night_of(batch.jd)}") > 86_400
 
 
@@ -177,3 +194,102 @@ def test_stages_by_name_and_bad_messages(client):
             stage.handle(message(topic, b"poison"))
     with pytest.raises(MessageError, match="monitor"):
         make_stage("nothing", client)
+
+
+@pytest.mark.parametrize(
+    ("version", "sent", "resend", "becomes"),
+    [
+        (1, None, False, "send"),
+        (1, 1, False, "send"),  # a repeat: the emitter knows what left
+        (2, 1, False, "held"),
+        (1, 2, False, "held"),  # an old packet once more, after a new version was asked for
+        (2, 1, True, "send"),
+        (2, None, False, "send"),
+        (2, 2, False, "send"),
+    ],
+)
+def test_what_becomes_of_other_version_digits(version, sent, resend, becomes):
+    assert disposition(version, sent, resend) == becomes
+
+
+def as_version(batch, version: int):
+    items = [replace(item, candidate={**item.candidate}) for item in batch.items]
+    for item in items:
+        item.candidate["candid"] += (version - version_digits(item.candidate["candid"])) * 10_000
+    return replace(batch, items=items)
+
+
+@pytest.mark.services
+def test_a_reprocessed_quadrant_is_held_unless_asked_for(client):
+    first, second = fresh_batch(), as_version(fresh_batch(), 2)
+    enrich, link = EnrichStage(client), LinkStage(client)
+    scored = message("ztf.scored", encode_batch(first))
+    again = message("ztf.scored", encode_batch(second), (VERSION, b"2"))
+    (sent,) = enrich.handle(scored)
+    link.handle(scored)
+    before = dump(client)
+    held = metrics.ALERTS_HELD._value.get()
+    assert enrich.handle(again) == []
+    assert link.handle(again) == []
+    assert metrics.ALERTS_HELD._value.get() == held + len(first.items)
+    assert dump(client) == before
+    (resent,) = EnrichStage(client, resend=True).handle(again)
+    names = [item.object_id for item in decode_batch(sent.value).items]
+    assert [item.object_id for item in decode_batch(resent.value).items] == names
+    later = moved(fresh_batch(), first.jd + 0.02, 0.0)
+    (out,) = enrich.handle(message("ztf.scored", encode_batch(later)))
+    for item in decode_batch(out.value).items:
+        assert [version_digits(row["candid"]) for row in item.prv_candidates] == [2], "one row an epoch"
+
+
+@pytest.mark.services
+def test_a_repeat_changes_nothing_in_redis_even_after_later_ones(client):
+    """Also where a later exposure made a nearer object of another name in between."""
+    stages = [make_stage(name, client) for name in ("enrich", "link")]
+    jd = fresh_batch().jd
+    # 1.4 arcsec from the first one's, then 1.9: the third is no longer the first's object, but nearest to the second.
+    batches = [moved(fresh_batch(), jd + 0.01 * k, shift / 3600) for k, shift in enumerate((0.0, 1.4, 1.9))]
+    report = QuadrantReport(
+        "n", 5, 2, 3, 1, 8, 1, nid_of(jd), expid_of(jd), 1, pid_of(1), jd, jd, 30.0, corners=corners(150.4, 20.4)
+    )
+    messages = [message("ztf.scored", encode_batch(b), (REPORT, encode_report(report))) for b in batches]
+    outs = [stages[0].handle(m) for m in messages]
+    for m in messages:
+        stages[1].handle(m)
+    before = dump(client)
+    assert len([key for key in before if key.startswith("ztf:det:")]) > 4
+    for order in ((0, 1, 2), (2, 0, 1)):
+        for k in order:
+            (again,) = stages[0].handle(messages[k])
+            assert again.value == outs[k][0].value
+            stages[1].handle(messages[k])
+    assert dump(client) == before
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("name", ["enrich", "link", "monitor"])
+def test_an_emptied_redis_holds_every_stage_and_names_no_object(client, name):
+    stage = make_stage(name, client)
+    value = encode_batch(fresh_batch())
+    client.flushdb()
+    with pytest.raises(StateLost, match="state rebuild"):
+        stage.handle(message(stage.sources[0], value))
+    assert client.keys() == []
+
+
+@pytest.mark.services
+def test_redis_lost_while_a_batch_is_in_hand_voids_it(client):
+    batch = fresh_batch()
+
+    class Losing(EnrichStage):
+        def handle(self, message):
+            out = super().handle(message)
+            client.flushdb()
+            return out
+
+    with pytest.raises(StateLost):
+        Guarded(Losing(client), Generation(client)).handle(message("ztf.scored", encode_batch(batch)))
+    # A flush before the first object: the script itself refuses, whatever was asked before.
+    with pytest.raises(StateLost):
+        EnrichStage(client).handle(message("ztf.scored", encode_batch(batch)))
+    assert client.keys() == []

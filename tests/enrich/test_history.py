@@ -12,6 +12,7 @@ from astropy import units as u
 from astropy.coordinates import SkyCoord
 from hypothesis import example, given
 from hypothesis import strategies as st
+from services import whole_state
 
 from stream.core.records import BatchItem, CandidateBatch, QuadrantReport
 from stream.enrich import MemoryHistory, RedisHistory, enrich_batch
@@ -56,6 +57,7 @@ def memory(request: pytest.FixtureRequest) -> h.History:
         return MemoryHistory()
     client = redis.Redis.from_url(request.getfixturevalue("redis_url"))
     client.flushall()
+    whole_state(client)
     return RedisHistory(client)
 
 
