@@ -11,7 +11,8 @@ a. a batch that is marked done in Redis (``pid:chunk:version``) is passed over: 
 b. after a batch is confirmed by the broker it is marked done, and only then is its input offset committed, with
    the ends of the alert topics at that moment in the commit's metadata;
 c. whoever gets a partition reads that metadata, scans the alert topics from there to their ends, and leaves out
-   exactly the alerts that are there already.
+   exactly the alerts that are there already. Until it is through with what the partition held then, its commits repeat
+   the old ends: should it die as well, its successor must find what the first one sent.
 
 So a kill at any point leaves either nothing, or alerts that the scan of the successor finds. A partition without
 any commit gets one ("from here on") before its first alert leaves, so that no scan ever starts at the beginning of
@@ -61,6 +62,8 @@ HEADER_ROOM = 8_192  # bytes that key, headers and framing of one message may ta
 # A request that a killed predecessor had on the wire may reach the log after we look; loopback needs milliseconds.
 SETTLE = 0.5
 
+PAUSE_MARGIN = 2.0  # seconds before the session's end at which a process that stood still must not trust it any more
+
 Ends = dict[str, dict[int, int]]
 
 
@@ -100,6 +103,25 @@ def decode_ends(metadata: str | None) -> Ends | None:
         return {topic: {i: int(end) for i, end in enumerate(ends)} for topic, ends in content.items()}
     except (ValueError, AttributeError, TypeError):
         return None
+
+
+def positions_to_commit(
+    positions: Mapping[int, int], goals: Mapping[int, int], bases: Mapping[int, Ends], ends: Ends
+) -> dict[int, tuple[int, Ends]]:
+    """Offset and ends to be committed for each assigned partition.
+
+    Parameters
+    ----------
+    positions : mapping
+        Partition to the offset after its last finished message.
+    goals : mapping
+        Partition to its end when it was assigned: up to there a predecessor may have sent alerts.
+    bases : mapping
+        Partition to the ends in its last commit before it was assigned.
+    ends : mapping
+        Today's ends of the alert topics.
+    """
+    return {p: (at, ends if at >= goals[p] else bases[p]) for p, at in positions.items()}
 
 
 def batch_name(message: RawMessage) -> str:
@@ -163,6 +185,7 @@ class Emitter:
         self._recent: OrderedDict[str, None] = OrderedDict()  # batches done by this process, should Redis forget
         self._ready: set[str] = set()  # alert topics known to exist
         self._next: dict[int, int] = {}  # assigned partition -> offset after the last finished message
+        self._goals: dict[int, int] = {}  # assigned partition -> its end when we got it
         self._bases: dict[int, Ends] = {}  # assigned partition -> ends in its last commit when we got it
         self._fresh: set[int] = set()  # assigned partitions nobody ever committed
         self._scanned: set[tuple[int, str]] = set()  # (assigned partition, alert topic) that are known
@@ -171,6 +194,7 @@ class Emitter:
         self._ends: Ends = {}  # ends of the alert topics as far as we know them, oldest use first
         self._assigned_at = 0.0
         self._polled = 0.0
+        self._looked_at = 0.0
 
     def stop(self, *_: object) -> None:
         """Finish the batch at hand, then return from :meth:`run`. May serve as a signal handler."""
@@ -211,6 +235,7 @@ class Emitter:
             return
         with translated("asking for committed offsets"):
             committed = consumer.committed(places, timeout=30.0)
+        goals = ends_of(self._admin, [self.source]).get(self.source, {})
         starts = []
         for place in committed:
             if place.error is not None:
@@ -225,6 +250,7 @@ class Emitter:
                     )
                 self._fresh.add(place.partition)
             self._next[place.partition] = offset
+            self._goals[place.partition] = goals.get(place.partition, offset)
             self._bases[place.partition] = known or {}
             # Older ends than now are valid ends: commits go on naming topics that this process has not used yet.
             self._ends = {**{t: dict(e) for t, e in (known or {}).items() if t not in self._ends}, **self._ends}
@@ -239,6 +265,7 @@ class Emitter:
         for place in places:
             self._next.pop(place.partition, None)
             self._bases.pop(place.partition, None)
+            self._goals.pop(place.partition, None)
             self._fresh.discard(place.partition)
         consumer.incremental_unassign(places)
 
@@ -255,7 +282,7 @@ class Emitter:
         ends = {topic: found[topic] for _, topic in sorted(alerts, key=lambda a: (not a[0], a[1])) if topic in found}
         fresh = sorted(self._fresh & set(self._next))
         # Has to hold before anything leaves: without it a successor would take today's ends for the beginning.
-        self._commit({partition: self._next[partition] for partition in fresh}, ends)
+        self._commit({partition: (self._next[partition], ends) for partition in fresh})
         for partition in fresh:
             self._bases[partition] = decode_ends(encode_ends(ends)) or {}
         self._fresh.clear()
@@ -282,6 +309,7 @@ class Emitter:
             for number, high in found.items():
                 ends[number] = max(ends.get(number, 0), high)
             self._looked.add(look)
+            self._looked_at = time.monotonic()  # reading took its time; that was no standstill
         self._scanned.add((partition, topic))
         if count:
             self._log.info("alerts found that had left already", topic=topic, alerts=count)
@@ -307,9 +335,21 @@ class Emitter:
 
     def _still_ours(self) -> None:
         """Leave rather than write for partitions that may belong to another emitter by now."""
-        seconds = time.monotonic() - self._polled
+        now, before = time.monotonic(), self._looked_at
+        self._looked_at = now
+        # The client's heartbeats go on while this thread works; they stop with the process (SIGSTOP, a frozen machine).
+        if before > self._polled and now - before > self.settings.session_timeout_ms / 1000.0 - PAUSE_MARGIN:
+            raise BrokerUnavailable(f"this process stood still for {now - before:.0f} s: starting again")
+        seconds = now - self._polled
         if seconds > self.settings.max_poll_interval_ms / 2000.0:
             raise BrokerUnavailable(f"one batch has been in hand for {seconds:.0f} s: starting again to see what left")
+
+    def _pause(self, seconds: float) -> None:
+        """Wait in small steps, so that standing still for the session's length is told from waiting."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self._stopping:
+            time.sleep(min(0.5, max(deadline - time.monotonic(), 0.0)))
+            self._still_ours()
 
     def _emit(self, messages: list[RawMessage]) -> int:
         """Publish what some messages hold and commit them; how many were dealt with."""
@@ -335,7 +375,7 @@ class Emitter:
         for message in messages:
             self._next[message.partition] = message.offset + 1
         try:
-            self._commit(self._next, self._ends)
+            self._commit(positions_to_commit(self._next, self._goals, self._bases, self._ends))
         except BrokerUnavailable as error:
             # Most often a rebalance: the next owner scans and finds what left. Nothing is lost or sent twice.
             self._log.warning("offsets not committed", error=str(error))
@@ -374,8 +414,7 @@ class Emitter:
             except Retriable as error:
                 metrics.RETRIES.labels("emit", type(error).__name__).inc()
                 self._log.warning("held", error=str(error), attempt=attempt)
-                time.sleep(backoff(attempt))
-                self._still_ours()
+                self._pause(backoff(attempt))
                 if self._stopping:
                     return None
                 attempt += 1
@@ -439,10 +478,9 @@ class Emitter:
             ends[partition] = max(ends.get(partition, 0), offset + 1)
             self._ends[topic] = ends  # to the end: most recently used
 
-    def _commit(self, positions: Mapping[int, int], ends: Ends) -> None:
-        """Commit input offsets of all our partitions, idle ones too, so that nobody's scan begins long ago."""
-        metadata = encode_ends(ends)
-        places = [TopicPartition(self.source, p, offset, metadata) for p, offset in sorted(positions.items())]
+    def _commit(self, positions: Mapping[int, tuple[int, Ends]]) -> None:
+        """Commit input offsets and ends of partitions, idle ones too, so that nobody's scan begins long ago."""
+        places = [TopicPartition(self.source, p, at, encode_ends(ends)) for p, (at, ends) in sorted(positions.items())]
         if not places:
             return
         with translated("committing offsets"):
@@ -462,6 +500,5 @@ class Emitter:
                     raise
                 metrics.RETRIES.labels("emit", type(error).__name__).inc()
                 self._log.warning("held", error=str(error), attempt=attempt)
-                time.sleep(backoff(attempt))
-                self._still_ours()
+                self._pause(backoff(attempt))
                 attempt += 1

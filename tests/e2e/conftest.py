@@ -12,7 +12,8 @@ from typing import Any
 
 import bad_packets as bad
 import pytest
-from nights import PATIENCE, PLAN, Said, System, ztf_stream
+from nights import PATIENCE, PLAN, Said, System, wait, ztf_stream
+from services import dump
 
 from stream.core.camera import SMALL
 from stream.engine.gather import Gathered
@@ -37,26 +38,73 @@ class Kill:
 
 
 @dataclass
+class Flush:
+    """Redis emptied in the middle of the night."""
+
+    before: dict[str, Any]  # all that was in it
+    held: int  # alerts that left between the loss and the rebuild
+    shown: Said  # what `state show` said meanwhile
+    rebuilt: Said
+    after: dict[str, Any]
+
+
+@dataclass
 class Streamed:
-    """The night's exposures streamed, the second one under fire."""
+    """The night's exposures streamed, Redis emptied between them, the second one under fire."""
 
     system: System
     ingested: list[Said]
+    flush: Flush
     kills: list[Kill] = field(default_factory=list)
 
 
 @pytest.fixture(scope="session")
 def streamed(system: System) -> Streamed:
-    """First exposure in peace; second with all quadrant workers killed in the middle of their work, twice."""
+    """First exposure in peace; Redis emptied; second with all quadrant workers killed in the middle, twice."""
     first, second = system.night.science
-    streamed = Streamed(system, [system.call("ingest", first, "--json")])
+    ingested = [system.call("ingest", first, "--json")]
     system.until("the first exposure", lambda g: len(g.reports) == 4)
     system.settled()
-    streamed.ingested.append(system.call("ingest", second, "--json"))
-    streamed.kills += [kill_in_the_middle(system, 1), kill_in_the_middle(system, 2)]
+    wait(lambda: not lagging(system))
+    client = connect(system.settings)
+    before = dump(client, *PASSING)
+    client.flushall()
+    ingested.append(system.call("ingest", second, "--json"))
+    kills = [kill_in_the_middle(system, 1), kill_in_the_middle(system, 2)]
     system.until("the second exposure", lambda g: len(g.reports) == 8)
+    wait(lambda: "score" not in lagging(system))
+    time.sleep(1.0)
+    system.reader.poll()
+    held = system.gathered.n_alerts
+    # Pause the stages, so that what they hold is not in the state when it is looked at.
+    waiting = [sign["pid"] for sign in living(client) if sign["role"] in ("enrich", "link", "monitor", "emit")]
+    shown = system.call("state", "show", "--json")
+    for pid in waiting:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        rebuilt = system.call("state", "rebuild", "--json")
+        after = dump(client, *PASSING)
+    finally:
+        for pid in waiting:
+            os.kill(pid, signal.SIGCONT)
     system.settled()
-    return streamed
+    return Streamed(system, ingested, Flush(before, held, shown, rebuilt, after), kills)
+
+
+# What in Redis is of the moment: signs of life, inputs that are begun, files that were ingested, the generation.
+PASSING = ("alive:", "attempt:", "ztf:ingested:", "ztf:generation")
+
+
+def lagging(system: System) -> set[str]:
+    """Groups that have not finished their topics."""
+    topics = {"score": "ztf.candidates", "enrich": "ztf.scored", "link": "ztf.scored", "emit": "ztf.enriched",
+              "monitor": "ztf.quadrants"}  # fmt: skip
+    written = ("ztf.candidates", "ztf.quadrants")  # in transactions
+    return {
+        name
+        for name, topic in topics.items()
+        if group_lag(system.settings, f"ztf-{name}", topic, transactional=topic in written)
+    }
 
 
 def kill_in_the_middle(system: System, beginning: int) -> Kill:

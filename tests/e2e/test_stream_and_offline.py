@@ -105,6 +105,33 @@ def test_nothing_is_lost_or_doubled_when_workers_are_killed(streamed, processed,
     assert {pid: counts[pid] for pid in wanted} == dict.fromkeys(wanted, 1)
 
 
+def stem_of(streamed: Any, number: int) -> str:
+    return str(streamed.system.night.science[number].name.split(".")[0])
+
+
+def test_an_emptied_redis_is_made_anew_by_one_command_and_nothing_leaves_meanwhile(streamed):
+    """That the alerts after it are those of a night without it: see the comparison with `process` above."""
+    flush = streamed.flush
+    first = sum(
+        r.n_candidates for r in streamed.system.gathered.reports.values() if r.name.startswith(stem_of(streamed, 0))
+    )
+    assert flush.held == first, "alerts of the second exposure left before the state was whole"
+    assert flush.shown.status == 1
+    assert "state rebuild" in flush.shown.rows()[0]["reason"]
+    assert flush.rebuilt.ok().rows()[0]["newest_night"] == "20201005"
+    objects = {key for key in flush.before if key.startswith(("ztf:name:", "ztf:det:"))}
+    assert len(objects) > 50
+    coverage = {key for key in flush.after if key.startswith(("ztf:epoch:", "ztf:cover:", "ztf:mon:"))}
+    for key in sorted((flush.before.keys() | flush.after.keys()) - coverage):
+        assert flush.after.get(key) == flush.before.get(key), key
+    # The second exposure's epochs are on the topic already: they may be there, the first one's have to be.
+    for key in sorted(coverage):
+        if key.startswith("ztf:epoch:") and key in flush.before:
+            assert flush.after[key] == flush.before[key], key
+        if key.startswith("ztf:cover:"):
+            assert flush.before.get(key, set()) <= flush.after[key], key
+
+
 def test_injected_sources_become_alerts(streamed, night, processed):
     store = ProductStore(streamed.system.settings.store)
     names = names_of(processed)

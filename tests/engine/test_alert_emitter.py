@@ -16,7 +16,15 @@ from services import whole_state
 from stream.core.errors import StateUnavailable
 from stream.engine import ledger
 from stream.engine.deadletters import list_letters
-from stream.engine.emit import METADATA_BYTES, AlertOut, Emitter, batch_name, decode_ends, encode_ends
+from stream.engine.emit import (
+    METADATA_BYTES,
+    AlertOut,
+    Emitter,
+    batch_name,
+    decode_ends,
+    encode_ends,
+    positions_to_commit,
+)
 from stream.engine.kafka import OutMessage, RawMessage, Sender, make_consumer, make_producer, read_to_end
 from stream.engine.processes import tail
 from stream.engine.state import connect
@@ -165,6 +173,20 @@ def test_name_of_a_batch():
     assert batch_name(message) == "t-3-14"
     message = RawMessage("t", 3, 14, None, b"", (("pid", b"15"), ("chunk", b"2")))
     assert batch_name(message) == "15:2:1"
+
+
+@pytest.mark.parametrize(
+    ("positions", "goals", "commits"),
+    [
+        ({0: 3}, {0: 3}, {0: (3, "new")}),
+        ({0: 2}, {0: 3}, {0: (2, "old0")}),  # the third may have left before us, and we may die before we know
+        ({0: 9, 1: 0}, {0: 3, 1: 2}, {0: (9, "new"), 1: (0, "old1")}),  # others getting on is no news about this one
+        ({0: 0, 1: 2}, {0: 0, 1: 2}, {0: (0, "new"), 1: (2, "new")}),
+        ({}, {0: 1}, {}),
+    ],
+)
+def test_ends_move_on_only_for_partitions_whose_past_is_dealt_with(positions, goals, commits):
+    assert positions_to_commit(positions, goals, {0: "old0", 1: "old1"}, "new") == commits
 
 
 ENDS = st.dictionaries(
