@@ -69,6 +69,7 @@ def streamed(system: System) -> Streamed:
     client = connect(system.settings)
     before = dump(client, *PASSING)
     client.flushall()
+    wait(lambda: [sign["role"] for sign in living(client)].count("pixels") == 2)  # the next beat
     ingested.append(system.call("ingest", second, "--json"))
     kills = [kill_in_the_middle(system, 1), kill_in_the_middle(system, 2)]
     system.until("the second exposure", lambda g: len(g.reports) == 8)
