@@ -32,6 +32,7 @@ LEAVES = [
     *(["alerts", name] for name in ("tail", "show", "export")),
     *(["schemas", name] for name in ("list", "page", "serve")),
     *(["deadletter", name] for name in ("list", "show", "retry")),
+    *(["state", name] for name in ("show", "rebuild")),
     *(["models", name] for name in ("list", "train")),
     *(["bench", name] for name in ("quadrant", "camera", "alerts")),
 ]  # fmt: skip

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 from nights import Night, Processed, ztf_stream
+from services import whole_state
 
 from stream.alert import FP_FIELDS, PRV_FIELDS, convert_record, read_packet
 from stream.alert.avro import compile_encoder
@@ -93,6 +94,7 @@ def memory(request: pytest.FixtureRequest) -> History:
         return MemoryHistory()
     client = redis.Redis.from_url(request.getfixturevalue("redis_url"))
     client.flushall()
+    whole_state(client)
     return RedisHistory(client)
 
 

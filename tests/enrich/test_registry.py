@@ -11,6 +11,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from services import whole_state
 from test_history import PRV_FIELDS, batch_at, report
 
 from stream.enrich import MemoryHistory, RedisHistory, enrich_batch
@@ -34,6 +35,7 @@ def fresh(request: pytest.FixtureRequest) -> Fresh:
 
     def make() -> History:
         client.flushall()
+        whole_state(client)
         return RedisHistory(client)
 
     return make
@@ -56,6 +58,7 @@ def _hammer(url: str, worker: int, places: list[tuple[float, float]], results: o
 
 def test_two_processes_that_meet_the_same_objects_at_once_name_each_once(redis_url: str) -> None:
     redis.Redis.from_url(redis_url).flushall()
+    whole_state(redis.Redis.from_url(redis_url))
     # Neighbours 2 arcsec apart, some of them across cells, bands and midnight of right ascension: all are objects.
     places = [(359.9999 + 2.0 * i / 3600 * math.sqrt(2), -0.001 + 2.0 * j / 3600) for i in range(12) for j in range(12)]
     places = [(ra % 360.0, dec) for ra, dec in places]
@@ -77,6 +80,7 @@ def test_two_processes_that_meet_the_same_objects_at_once_name_each_once(redis_u
 def test_both_memories_decide_alike(redis_url: str, offsets: list[tuple[float, float]], dec: float) -> None:
     client = redis.Redis.from_url(redis_url)
     client.flushall()
+    whole_state(client)
     memories: list[History] = [RedisHistory(client), MemoryHistory()]
     events = [
         Event((0.0003 + x / 3600 / math.cos(math.radians(dec))) % 360, dec + y / 3600, JD + i, candid(100 + i, 1))
