@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import redis
 from confluent_kafka import TopicPartition
 
@@ -218,7 +219,7 @@ class _Rebuild:
         self.done.newest_jd = max(self.done.newest_jd, event.jd)
         if self.done.newest_jd - event.jd < KEEP_DAYS:
             self._history.add_detections([(event.object_id, event.row)])
-            self._history.add_forced([(event.object_id, point["pid"], point) for point in event.forced])
+            self._history.add_forced([(event.object_id, point["pid"], _as_measured(point)) for point in event.forced])
             self._count("detections")
         version, pid = version_digits(event.candid), pid_of_candid(event.candid)
         if version > self._sent.get(pid, 0):
@@ -327,3 +328,9 @@ def _packet_event(packet: bytes) -> Iterator[Event]:
         return
     row = {name: record["candidate"].get(name) for name in PRV_FIELDS}
     yield Event(record["objectId"], row, tuple(record["fp_hists"] or ()))
+
+
+def _as_measured(point: Row) -> Row:
+    """A forced point of a packet as it was before it was packed: a float32 has nine digits, the rest is its own."""
+    short = {k: float(f"{v:.9g}") for k, v in point.items() if isinstance(v, float) and float(np.float32(v)) == v}
+    return {**point, **short}

@@ -73,7 +73,8 @@ def streamed(system: System) -> Streamed:
     ingested.append(system.call("ingest", second, "--json"))
     kills = [kill_in_the_middle(system, 1), kill_in_the_middle(system, 2)]
     system.until("the second exposure", lambda g: len(g.reports) == 8)
-    wait(lambda: "score" not in lagging(system))
+    pids = {report.pid for report in reports_of(system.gathered, second).values()}
+    wait(lambda: counted(system, "ztf.scored", pids) >= 4)
     time.sleep(1.0)
     system.reader.poll()
     held = system.gathered.n_alerts
