@@ -18,8 +18,9 @@ from stream.core.flags import Mask
 from stream.core.records import F32, U16
 
 # Responses are relative to the surroundings, so that vignetting is none. Pixel-to-pixel scatter of these sensors is
-# about 1 %; 20 % off is a defect, below 20 % of response nothing can be corrected.
-LOW_RESPONSE, HIGH_RESPONSE, DEAD_RESPONSE = 0.8, 1.2, 0.2
+# below 1 %; 10 % off is a defect (corrected by the flat, but what makes it may change), below 20 % of response nothing
+# can be corrected.
+LOW_RESPONSE, HIGH_RESPONSE, DEAD_RESPONSE = 0.9, 1.1, 0.2
 SURROUNDINGS = 32  # px
 # A hot pixel stands so many of its sigma and so many DN above its surroundings. 6 sigma: none of 10^7 by chance.
 HOT_SIGMA, HOT_DN = 6.0, 4.0
@@ -52,8 +53,8 @@ def flat_defects(flat: F32) -> U16:
 def hot_pixels(data: F32, unc: F32) -> U16:
     """``NOISY`` where a bias or dark (DN) stands out of its surroundings: charge that comes with time.
 
-    The pattern of whole columns is none: each column's own median along the frame is taken out first, unless most of
-    the column is hot.
+    Below them stands a pixel that jumps between two states and was caught mostly in the lower one. The pattern of whole
+    columns is none: each column's own median along the frame is taken out first, unless most of the column is hot.
     """
     columns = np.nanmedian(data[::4], axis=0)
     smooth = cell_medians(columns[None, :], SURROUNDINGS)
@@ -65,7 +66,7 @@ def hot_pixels(data: F32, unc: F32) -> U16:
     typical = np.float32(np.nanmedian(unc[::8, ::8]))
     bad = np.zeros(data.shape, np.uint16)
     # A hot pixel's own uncertainty is its leak's shot noise; one that is only noisy is found by its scatter.
-    bad[flat > max(HOT_SIGMA * float(typical), HOT_DN)] |= np.uint16(Mask.NOISY)
+    bad[np.abs(flat) > max(HOT_SIGMA * float(typical), HOT_DN)] |= np.uint16(Mask.NOISY)
     return bad
 
 

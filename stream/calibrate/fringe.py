@@ -19,13 +19,14 @@ from stream.core.flags import BAD_BITS
 from stream.core.instrument import calid_of
 from stream.core.records import F32, U16, CalibratedImage, CalibrationFrame, Exposure, Row
 
-CELL = 128  # px: fringes are tens of px wide, the sky they ride on is smooth over this
-_STEP = 4  # one pixel of so many each way for the fit: 600,000 of a full quadrant, error 0.2 % of the pixel noise
+F64 = NDArray[np.float64]
+CELL = 16  # px: fringes are broader, and medians of cells do not see stars
+DEGREE = 2  # of the sky's polynomial over a quadrant; fringes may be as long as 500 px, so no finer sky is taken out
 STAR_SIGMA = 3.0
-MIN_PIXELS = 500
+MIN_CELLS = 200
 # A fitted amplitude below so many of its own sigma is noise.
 SIGNIFICANT = 3.0
-# Learning: fringes are tens of px wide, so cells of 4 px hold them, and a hundred exposures fit into memory.
+# Learning: fringes are some ten px wide at least; with cells of 4 px a hundred exposures fit into memory.
 BIN = 4
 MIN_EXPOSURES = 5
 OUTLIER_SIGMA = 4.0
@@ -41,34 +42,42 @@ def fringe_amplitude(data: F32, mask: U16, fringe: F32) -> tuple[float, float]:
     mask : ndarray, (ny, nx), uint16
         Bad pixels have no say.
     fringe : ndarray, (ny, nx), float32
-        Pattern with zero mean over some hundred px.
+        Pattern.
 
     Returns
     -------
     amplitude, unc : float
         DN per unit of the pattern; NaN where there are too few clean pixels.
     """
-    image, pattern = data[::_STEP, ::_STEP], fringe[::_STEP, ::_STEP]
-    sky = image - spread_cells(
-        filled(cell_medians(image, CELL // _STEP)), CELL // _STEP, (image.shape[0], image.shape[1])
-    )
-    use = np.isfinite(sky) & np.isfinite(pattern) & ((mask[::_STEP, ::_STEP] & BAD_BITS) == 0)
-    values, shape = sky[use].astype(np.float64), pattern[use].astype(np.float64)
-    amplitude, sigma = 0.0, math.nan
-    for _ in range(4):  # stars are clipped about the model as it stands
-        if len(values) < MIN_PIXELS:
-            return math.nan, math.nan
-        off = values - amplitude * shape
-        centre = float(np.median(off))
-        sigma = 1.4826 * float(np.median(np.abs(off - centre)))
-        near = np.abs(off - centre) <= STAR_SIGMA * sigma
-        values, shape = values[near], shape[near]
-        about = shape - shape.mean()
-        power = float(about @ about)
-        if power <= 0:
-            return math.nan, math.nan
-        amplitude = float(about @ values) / power
-    return amplitude, sigma / math.sqrt(power)
+    cells = cell_medians(np.where((mask & BAD_BITS) == 0, data, np.float32(np.nan)), CELL)
+    shape = cell_means(fringe, CELL)
+    use = np.isfinite(cells) & np.isfinite(shape)
+    if np.count_nonzero(use) < MIN_CELLS:
+        return math.nan, math.nan
+    design = np.column_stack([_polynomial(cells.shape)[use.ravel()], shape[use].astype(np.float64)])
+    solution, sigma, kept = _clipped_fit(design, cells[use].astype(np.float64))
+    normal = design[kept].T @ design[kept]
+    if np.linalg.matrix_rank(normal) < normal.shape[0]:  # no pattern, or one that is all sky
+        return math.nan, math.nan
+    return float(solution[-1]), sigma * math.sqrt(float(np.linalg.inv(normal)[-1, -1]))
+
+
+def _polynomial(shape: tuple[int, ...]) -> F64:
+    """Terms of the sky's polynomial (n, terms) at the places of a grid."""
+    y, x = np.meshgrid(np.linspace(-1, 1, shape[0]), np.linspace(-1, 1, shape[1]), indexing="ij")
+    terms = [(x**i * y**j).ravel() for i in range(DEGREE + 1) for j in range(DEGREE + 1 - i)]
+    return np.stack(terms, axis=1)
+
+
+def _clipped_fit(design: F64, values: F64) -> tuple[F64, float, NDArray[np.bool_]]:
+    """Least squares without outliers: solution, scatter, and which values it is of."""
+    keep = np.ones(len(values), bool)
+    for _ in range(5):
+        solution = np.asarray(np.linalg.lstsq(design[keep], values[keep], rcond=None)[0], np.float64)
+        off = values - design @ solution
+        sigma = 1.4826 * float(np.median(np.abs(off[keep])))
+        keep = np.abs(off) <= STAR_SIGMA * max(sigma, 1e-6)
+    return solution, sigma, keep
 
 
 def remove_fringe(data: F32, mask: U16, fringe: F32) -> float:
@@ -85,15 +94,19 @@ def remove_fringe(data: F32, mask: U16, fringe: F32) -> float:
     return amplitude
 
 
-def fringe_residual(data: F32, mask: U16) -> tuple[F32, float]:
-    """An image without its sky and sources, for learning the pattern: (ny, nx) float32 DN with NaN on sources and
-    bad pixels, and its noise a pixel (DN)."""
+def fringe_residual(data: F32, mask: U16) -> F32:
+    """An image without its sky and sources, for learning the pattern: (ny, nx) float32 DN, NaN on sources and bad
+    pixels."""
     clean = np.where((mask & BAD_BITS) == 0, data, np.float32(np.nan))
-    sky = clean - spread_cells(filled(cell_medians(clean, CELL)), CELL, (data.shape[0], data.shape[1]))
-    sample = sky[::5, ::5]
-    sigma = 1.4826 * float(np.nanmedian(np.abs(sample - np.nanmedian(sample))))
-    sky[~(np.abs(sky) <= STAR_SIGMA * sigma)] = np.nan
-    return _without_neighbours(sky), sigma
+    cells = filled(cell_medians(clean, CELL))
+    design = _polynomial(cells.shape)
+    solution = _clipped_fit(design, cells.ravel().astype(np.float64))[0]
+    shape = data.shape[0], data.shape[1]
+    over = clean - spread_cells(cells, CELL, shape)  # stars stand out of their cell, fringes do not
+    sigma = 1.4826 * float(np.nanmedian(np.abs(over[::5, ::5])))
+    clean[~(np.abs(over) <= STAR_SIGMA * sigma)] = np.nan
+    clean -= spread_cells((design @ solution).reshape(cells.shape).astype(np.float32), CELL, shape)
+    return _without_neighbours(clean)
 
 
 def _without_neighbours(image: F32) -> F32:
@@ -120,7 +133,7 @@ class FringeSample:
 
 def fringe_sample(image: CalibratedImage) -> FringeSample:
     """The fringes of one calibrated exposure, its sky and sources taken out."""
-    residual = fringe_residual(image.data, image.mask)[0]
+    residual = fringe_residual(image.data, image.mask)
     shape = image.data.shape[0], image.data.shape[1]
     return FringeSample(image.quadrant.exposure, image.quadrant.rcid, shape, cell_means(residual, BIN))
 
