@@ -144,6 +144,7 @@ def packet_header() -> bytes:
     return _container_header(writer_schema_text())
 
 
+@cache
 def _container_header(text: str) -> bytes:
     schema = text.encode("utf-8")
     entries = [(b"avro.schema", schema), (b"avro.codec", b"null")]
@@ -151,6 +152,12 @@ def _container_header(text: str) -> bytes:
     # A sync marker must be unlikely in the data and, for us, the same every time: a hash of the schema is both.
     sync = hashlib.md5(schema, usedforsecurity=False).digest()
     return MAGIC + zigzag(len(entries)) + metadata + zigzag(0) + sync
+
+
+def container(text: str, datum: bytes) -> bytes:
+    """One encoded record as a container with its schema: the form of an alert, for any schema."""
+    header = _container_header(text)
+    return b"".join([header, zigzag(1), zigzag(len(datum)), datum, header[-SYNC_SIZE:]])
 
 
 def write_packet(record: Mapping[str, Any]) -> bytes:

@@ -3,8 +3,9 @@
 Every packet of ours is the same header followed by one block, so a shard is that header once and the blocks one
 after another: an Avro file that anything can read, a third smaller than the packets, and each packet can be had
 back byte for byte. A shard is written once and never touched again, its index (``.parquet``: candid, objectId,
-jd, ra, dec, ..., offset, length) beside it; a shard without an index, left by a crash between the two, is
-read through. A packet whose candid is there already is passed over, so that delivering twice archives once.
+jd, ra, dec, ..., the packet's SHA-256, where and when it was published, its place in the shard) beside it; a shard
+without an index, left by a crash between the two, is read through. A packet whose candid is there already is passed
+over, so that delivering twice archives once.
 """
 
 from __future__ import annotations
@@ -32,10 +33,33 @@ _INDEX_SCHEMA = pa.schema(
         ("field", pa.int32()), ("rcid", pa.int32()), ("programid", pa.int32()), ("ra", pa.float64()),
         ("dec", pa.float64()), ("magpsf", pa.float32()), ("sigmapsf", pa.float32()), ("isdiffpos", pa.string()),
         ("rb", pa.float32()), ("drb", pa.float32()), ("offset", pa.int64()), ("length", pa.int64()),
+        ("sha256", pa.string()), ("topic", pa.string()), ("partition", pa.int32()), ("kafka_offset", pa.int64()),
+        ("published", pa.float64()),
     ]
 )  # fmt: skip
 _FROM_CANDIDATE = ("candid", "jd", "fid", "field", "rcid", "programid", "ra", "dec", "magpsf", "sigmapsf", "isdiffpos",
                    "rb", "drb")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A packet as it was published: on which topic, where in it, and when (broker's time, unix seconds UTC)."""
+
+    packet: bytes
+    topic: str
+    partition: int
+    offset: int
+    published: float
+
+
+@dataclass(frozen=True, slots=True)
+class _New:
+    """A packet on its way into a shard."""
+
+    head: Row
+    packet: bytes
+    start: int  # where its block begins
+    sent: Sent | None
 
 
 def write_alert(store: ProductStore, packet: bytes) -> str:
@@ -83,14 +107,25 @@ class _Folder:
         return header + self.store.read_range(f"{self.path}/{name}{_SHARD}", start, start + row["length"])
 
 
-def _index_row(head: Row, offset: int, length: int) -> Row:
-    row = {name: head["candidate"].get(name) for name in _FROM_CANDIDATE}
-    return row | {"objectId": head["objectId"], "offset": offset, "length": length}
+def _index_row(new: _New, offset: int) -> Row:
+    row = {name: new.head["candidate"].get(name) for name in _FROM_CANDIDATE}
+    row |= {"objectId": new.head["objectId"], "offset": offset, "length": len(new.packet) - new.start}
+    row |= {"sha256": hashlib.sha256(new.packet).hexdigest()}
+    if new.sent is not None:
+        sent = new.sent
+        row |= {"topic": sent.topic, "partition": sent.partition, "kafka_offset": sent.offset}
+        row |= {"published": sent.published}
+    return row
 
 
 def _index_rows(shard: bytes) -> list[Row]:
+    """Index rows from the shard alone: where its packets were published is not known."""
     header = shard[: split_header(shard)[1]]
-    return [_index_row(read_head(header + shard[start:end]), start, end - start) for start, end in block_spans(shard)]
+    rows = []
+    for start, end in block_spans(shard):
+        packet = header + shard[start:end]
+        rows.append(_index_row(_New(read_head(packet), packet, len(header), None), start))
+    return rows
 
 
 class PacketArchive:
@@ -101,8 +136,8 @@ class PacketArchive:
         self._known: dict[str, set[int]] = defaultdict(set)  # folder -> candids that are there
         self._seen: dict[str, set[str]] = defaultdict(set)  # folder -> shards whose index was read
 
-    def add(self, packets: Iterable[bytes]) -> int:
-        """Archive packets; returns how many were new.
+    def add(self, packets: Iterable[bytes | Sent]) -> int:
+        """Archive packets, with where they were published if that is known; returns how many were new.
 
         Packets of several nights and programs may come together; each group becomes one shard. Its name follows
         from its candids: the same packets make the same file.
@@ -114,13 +149,15 @@ class PacketArchive:
         StoreUnavailable
             The store failed: come again with the same packets.
         """
-        groups: dict[tuple[str, bytes], dict[int, tuple[Row, bytes]]] = defaultdict(dict)
-        for packet in packets:
+        groups: dict[tuple[str, bytes], dict[int, _New]] = defaultdict(dict)
+        for each in packets:
+            sent = each if isinstance(each, Sent) else None
+            packet = each.packet if isinstance(each, Sent) else each
             head = read_head(packet)
             candidate = head["candidate"]
             folder = alert_folder(night_of(candidate["jd"]), candidate["programid"])
             start = _header_size(packet)
-            groups[folder, packet[:start]].setdefault(candidate["candid"], (head, packet[start:]))
+            groups[folder, packet[:start]].setdefault(candidate["candid"], _New(head, packet, start, sent))
         new = 0
         for (folder, header), found in sorted(groups.items()):
             self._refresh(folder)
@@ -138,13 +175,13 @@ class PacketArchive:
                 self._known[folder].update(row["candid"] for row in place.index(name))
                 self._seen[folder].add(name)
 
-    def _write(self, folder: str, header: bytes, found: Sequence[tuple[Row, bytes]], candids: Sequence[int]) -> None:
+    def _write(self, folder: str, header: bytes, found: Sequence[_New], candids: Sequence[int]) -> None:
         shard = io.BytesIO()
         shard.write(header)
         rows = []
-        for head, block in found:
-            rows.append(_index_row(head, shard.tell(), len(block)))
-            shard.write(block)
+        for new in found:
+            rows.append(_index_row(new, shard.tell()))
+            shard.write(new.packet[new.start :])
         digest = hashlib.sha256(",".join(map(str, candids)).encode()).hexdigest()[:8]
         name = f"{_PREFIX}{candids[0]}_{len(candids)}_{digest}"
         self._store.write(f"{folder}/{name}{_SHARD}", shard.getvalue())
@@ -161,7 +198,7 @@ def _header_size(packet: bytes) -> int:
 def read_alert(store: ProductStore, candid: int) -> bytes | None:
     """The packet of a candid, byte for byte as it was sent; None where the archive has none."""
     night = night_of_candid(candid)
-    for program in store.names(f"alerts/{night}"):
+    for program in _programs(store, night):
         folder = _Folder(store, f"alerts/{night}/{program}")
         single = store.find(f"{folder.path}/{candid}{_SHARD}")
         if single is not None:
@@ -183,6 +220,11 @@ def _shard_header(folder: _Folder, name: str, row: Row) -> bytes:
     return folder.store.read_range(f"{folder.path}/{name}{_SHARD}", 0, first)
 
 
+def _programs(store: ProductStore, night: str) -> list[str]:
+    """Names of a night's folders of alerts; its manifest lies beside them."""
+    return [name for name in store.names(f"alerts/{night}") if name.startswith("programid")]
+
+
 def archived_nights(store: ProductStore) -> list[str]:
     """Nights (YYYYMMDD) that have alerts."""
     return [name for name in store.names("alerts") if name.isdigit()]
@@ -193,7 +235,7 @@ def iterate_packets(
 ) -> Iterator[tuple[int, bytes]]:
     """Candid and bytes of every packet, each candid once: by night, program, then in the order of the files."""
     for each in archived_nights(store) if night is None else [night]:
-        for program in store.names(f"alerts/{each}"):
+        for program in _programs(store, each):
             if programid is None or program == f"programid{programid}":
                 yield from _iterate_folder(_Folder(store, f"alerts/{each}/{program}"))
 
@@ -214,6 +256,28 @@ def _iterate_folder(folder: _Folder) -> Iterator[tuple[int, bytes]]:
                 yield candid, packet
 
 
+def iterate_sorted(store: ProductStore, night: str, programid: int) -> Iterator[tuple[Row, bytes]]:
+    """Index row and bytes of every packet of a night and program, by candid, one packet in memory at a time.
+
+    Packets in files of their own have a row without ``topic`` and ``published``.
+    """
+    folder = _Folder(store, alert_folder(night, programid))
+    places: dict[int, tuple[str, Row | None]] = {}
+    for name in folder.shards():
+        places.update({row["candid"]: (name, row) for row in folder.index(name)})
+    places.update({candid: (str(candid), None) for candid in folder.singles()})
+    headers: dict[str, bytes] = {}
+    for candid in sorted(places):
+        name, row = places[candid]
+        if row is None:
+            packet = store.read(f"{folder.path}/{name}{_SHARD}")
+            yield _index_row(_New(read_head(packet), packet, _header_size(packet), None), 0), packet
+        else:
+            if name not in headers:
+                headers[name] = _shard_header(folder, name, row)
+            yield row, folder.packet(name, headers[name], row)
+
+
 def iterate_alerts(store: ProductStore, night: str | None = None, programid: int | None = None) -> Iterator[Row]:
     """Records of archived packets; all nights and programs where none is named."""
     for _, packet in iterate_packets(store, night, programid):
@@ -221,7 +285,10 @@ def iterate_alerts(store: ProductStore, night: str | None = None, programid: int
 
 
 def alert_index(store: ProductStore, night: str, programid: int) -> list[Row]:
-    """Index rows of a night's shards, in candid order; packets in files of their own have none."""
+    """Index rows of a night's shards, in candid order; packets in files of their own have none.
+
+    Those of shards of older versions lack what was added to the index since.
+    """
     folder = _Folder(store, alert_folder(night, programid))
-    rows = [row for name in folder.shards() for row in folder.index(name)]
-    return sorted(rows, key=lambda row: row["candid"])
+    rows = {row["candid"]: row for name in folder.shards() for row in folder.index(name)}
+    return [rows[candid] for candid in sorted(rows)]

@@ -118,6 +118,11 @@ def alert_folder(night: str, programid: int) -> str:
     return f"alerts/{night}/programid{programid}"
 
 
+def manifest_path(night: str) -> str:
+    """Path of the manifest of a closed night."""
+    return f"alerts/{night}/manifest.json"
+
+
 def alert_path(night: str, programid: int, candid: int) -> str:
     """Path of one alert packet."""
     return f"{alert_folder(night, programid)}/{candid}.avro"

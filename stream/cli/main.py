@@ -13,7 +13,11 @@ from typer.core import TyperCommand, TyperGroup
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("stream.cli.demo", "demo", "A small night from raw packets to alerts on this machine, with a summary."),
     "run": ("stream.cli.run", "run", "The whole system on this machine, until Ctrl-C."),
-    "worker": ("stream.cli.run", "worker", "One kind of worker: pixels, score, enrich, link, monitor, archive, emit."),
+    "worker": (
+        "stream.cli.run",
+        "worker",
+        "One kind of worker: pixels, score, enrich, link, monitor, archive, emit, ...",
+    ),
     "status": ("stream.cli.status", "status", "What is late, what failed, who is alive."),
     "simulate": ("stream.cli.simulate", "simulate", "A night of raw packets from a sky that is known."),
     "catalog": ("stream.cli.catalog", "app", "Import Gaia, Pan-STARRS, bright stars and orbits."),
@@ -26,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "process": ("stream.cli.process", "process", "Packets to products and alert files, without a broker."),
     "ingest": ("stream.cli.ingest", "ingest", "Raw packets onto Kafka, each once."),
     "topics": ("stream.cli.topics", "app", "topics.yaml against a broker."),
+    "night": ("stream.cli.night", "app", "Close a night, show what it was."),
     "users": ("stream.cli.users", "app", "Who may read the broker."),
     "schemas": ("stream.cli.schemas", "app", "What is in an alert: schemas as a page and as a registry."),
     "alerts": ("stream.cli.alerts", "app", "Read alerts as a subscriber."),

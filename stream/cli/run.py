@@ -42,7 +42,7 @@ def run(
 
 
 def worker(
-    kind: Annotated[str, typer.Argument(help="pixels, score, enrich, link, monitor, emit or archive.")],
+    kind: Annotated[str, typer.Argument(help="pixels, score, enrich, link, monitor, emit, archive or nights.")],
     index: Annotated[int, typer.Option(help="Which worker of its kind on this machine: 0, 1, ...")] = 0,
 ) -> None:
     """Be one worker, until SIGTERM: for process managers and clusters. Configured by ZTF_* variables."""

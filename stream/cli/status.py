@@ -9,17 +9,10 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-# Consumer group of each stage, the topic it works off,
-# and whether that topic is written in transactions.
-STAGES = (
-    ("pixels", "ztf.raw", False),
-    ("score", "ztf.candidates", True),
-    ("enrich", "ztf.scored", False),
-    ("emit", "ztf.enriched", False),
-    ("link", "ztf.scored", False),
-    ("monitor", "ztf.quadrants", True),
-)
+# Latencies are shown over this long, seconds.
+WINDOW = 600.0
 
 
 def status(
@@ -56,17 +49,15 @@ def status(
 
 def gather(settings: Any) -> dict[str, Any]:
     """Everything the screen shows, as plain values."""
+    from stream.engine.closing import waiting
     from stream.engine.heartbeat import living
-    from stream.engine.lag import group_lag
     from stream.engine.state import connect
-    from stream.monitor import Monitor
+    from stream.engine.topics import load_topics
+    from stream.monitor import Monitor, latency_report
 
     client = connect(settings)
     monitor = Monitor(client)
-    lags = {
-        stage: group_lag(settings, settings.group(stage), topic, transactional=marked)
-        for stage, topic, marked in STAGES
-    }
+    lags = waiting(settings, load_topics(settings.topics_file))
     alive = living(client)
     nights = monitor.nights()
     working = {one.get("role") for one in alive}
@@ -75,6 +66,7 @@ def gather(settings: Any) -> dict[str, Any]:
         "lag": lags,
         "alive": alive,
         "stuck": [stage for stage, lag in lags.items() if lag and stage not in working],
+        "latency": latency_report(monitor.ledgers(time.time() - WINDOW)),
         "nights": [monitor.counts(night) for night in nights[-3:]],
     }
 
@@ -93,7 +85,13 @@ def draw(state: dict[str, Any], console: Console) -> None:
         port = one.get("metrics")
         where = f"{one.get('host')}:{port}" if port else ""
         alive.add_row(str(one.get("name")), str(one.get("doing", "")), str(one.get("done", "")), where)
-    console.print(Columns([lag, alive]))
+    console.print(Columns([lag, alive, _latency(state["latency"])]))
+    slow = state["latency"]["slow"]
+    if slow:
+        console.print(
+            f"[yellow]slow: {slow['stage']}[/], {slow['median']:.1f} s in the median where {slow['seconds']:.0f} s "
+            f"would do; ask: {slow['owner']}"
+        )
     for night in state["nights"]:
         outcome = ", ".join(f"{n} {what}" for what, n in sorted(night.quadrants.items()))
         console.print(
@@ -111,3 +109,14 @@ def draw(state: dict[str, Any], console: Console) -> None:
             console.print(f"  [red]{failure['name']}[/] {failure['stage']}: {failure['reason']}")
     if state["stuck"]:
         console.print(f"[red]work is waiting and nobody is at it: {', '.join(state['stuck'])}[/] (`ztf-stream run`)")
+
+
+def _latency(report: dict[str, Any]) -> Table:
+    """Seconds that each stage took of what was published lately."""
+    from rich.table import Table
+
+    table = Table("until", "median", "95 %", "longest", title=f"latency, last {WINDOW / 60:.0f} min")
+    for name, stage in report["stages"].items():
+        numbers = (f"{stage[key]:.1f} s" for key in ("median", "p95", "longest"))
+        table.add_row(name if name != "total" else "[bold]arrival to alert[/]", *numbers)
+    return table

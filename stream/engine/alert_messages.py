@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+
+import redis
 
 from stream.alert import checked_packet, decode_batch, light_packet, write_packet
 from stream.core.errors import AlertError
@@ -28,17 +31,27 @@ class MakeAlerts:
     refused : callable
         Told (message, candid, error) of an alert that would break a rule that brokers rely on; the others of its
         batch leave all the same.
+    late : callable
+        Whether a night was closed already: its alerts carry the header ``late``.
     """
 
-    def __init__(self, refused: Refused, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        refused: Refused,
+        clock: Callable[[], float] = time.time,
+        late: Callable[[str], bool] = lambda night: False,
+    ) -> None:
         self._refused = refused
         self._clock = clock
+        self._late = late
 
     def __call__(self, message: RawMessage) -> list[AlertOut]:
         """Packets with their topics and keys: for every alert the night's topic, then the permanent ones."""
         batch = decode_batch(message.value)
         times = {**ledger.read(message.headers), "published": self._clock()}
-        named = encode_headers({"name": batch.name, "pid": batch.pid, "night": night_of(batch.jd)})
+        date = night_of(batch.jd)
+        late = 1 if self._late(date) else None
+        named = encode_headers({"name": batch.name, "pid": batch.pid, "night": date, "late": late})
         headers = (*named, *ledger.encode(times))
         night, permanent = alert_topic_of(batch.jd, batch.programid), PERMANENT.get(batch.programid)
         light = LIGHT.get(batch.programid)
@@ -59,6 +72,25 @@ class MakeAlerts:
             if light:
                 alerts.append(AlertOut(light, str(item.object_id).encode(), slim, candid, headers))
         return alerts
+
+
+class LateNights:
+    """Whether a night was closed, asked for at most every five seconds; Redis failing is no reason to wait."""
+
+    PATIENCE = 5.0
+
+    def __init__(self, closed: Callable[[str], bool]) -> None:
+        self._closed = closed
+        self._known: dict[str, tuple[float, bool]] = {}
+
+    def __call__(self, night: str) -> bool:
+        """Whether it was closed."""
+        asked, answer = self._known.get(night, (float("-inf"), False))
+        if time.monotonic() - asked > self.PATIENCE:
+            with suppress(redis.RedisError):
+                answer = self._closed(night)
+            self._known[night] = time.monotonic(), answer
+        return answer
 
 
 def refusals(sender: Sender, settings: Settings, clock: Callable[[], float] = time.time) -> Refused:

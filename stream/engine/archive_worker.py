@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import structlog
 from confluent_kafka import TopicPartition
 
-from stream.archive import PacketArchive, ProductStore
+from stream.archive import PacketArchive, ProductStore, Sent
 from stream.core.errors import BrokerUnavailable, MessageError, Retriable
 from stream.engine import deadletters, metrics
 from stream.engine.config import Settings
@@ -35,6 +35,10 @@ def next_offsets(messages: Sequence[RawMessage]) -> list[TopicPartition]:
         place = message.topic, message.partition
         last[place] = max(last.get(place, -1), message.offset)
     return [TopicPartition(topic, partition, offset + 1) for (topic, partition), offset in sorted(last.items())]
+
+
+def _sent(message: RawMessage) -> Sent:
+    return Sent(message.value, message.topic, message.partition, message.offset, message.timestamp)
 
 
 class ArchiveWorker:
@@ -91,13 +95,13 @@ class ArchiveWorker:
     def _keep(self, messages: Sequence[RawMessage]) -> None:
         """Archive packets; what is no packet becomes a dead letter and does not hold back the others."""
         try:
-            self._archive.add([message.value for message in messages])
+            self._archive.add([_sent(message) for message in messages])
             return
         except MessageError:
             pass
         for message in messages:
             try:
-                self._archive.add([message.value])
+                self._archive.add([_sent(message)])
             except MessageError as error:
                 log.error("dead letter", stage="archive", topic=message.topic, error=str(error))
                 letter = deadletters.letter_of_message(

@@ -128,6 +128,11 @@ class Settings(BaseSettings):
             "readers with a schema registry; both forms are always read. Public topics never do."
         ),
     )
+    night_quiet_seconds: float = Field(
+        600.0,
+        ge=0.0,
+        description="A night that is over is closed when nothing of it has come for so long and nothing is waiting.",
+    )
     deadletter_value_bytes: int = Field(
         262_144,
         ge=0,

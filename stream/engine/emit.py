@@ -78,6 +78,7 @@ class AlertOut:
     headers: tuple[tuple[str, bytes], ...] = field(default=())
 
 
+Published = Callable[[str, Mapping[str, float]], None]  # name of a batch, its ledger
 MakeAlerts = Callable[[RawMessage], Sequence[AlertOut]]
 
 
@@ -153,6 +154,8 @@ class Emitter:
         Which emitter of this machine this is.
     batch : int
         Most input messages that are confirmed together.
+    published : callable, optional
+        Told the name and the ledger of every batch that has left, for the latency figures.
     hook : callable, optional
         Called with the name of every step (``consumed``, ``sent``, ``flushed``, ``marked``, ``committed``).
     """
@@ -169,6 +172,7 @@ class Emitter:
         topics: TopicsFile | None = None,
         heartbeat: Heartbeat | None = None,
         hook: Hook | None = None,
+        published: Published | None = None,
     ) -> None:
         self.settings = settings
         self.make_alerts = make_alerts
@@ -179,6 +183,7 @@ class Emitter:
         self._generation = Generation(client)
         self._topics = topics or load_topics(settings.topics_file)
         self._heartbeat = heartbeat
+        self._published = published
         self._hook: Hook = hook or (lambda step: None)
         self._log = logs.get_logger()
         self._stopping = False
@@ -372,6 +377,9 @@ class Emitter:
         while len(self._recent) > 20_000:
             self._recent.popitem(last=False)
         self._hook("marked")
+        for message, alerts in ready:
+            if alerts:
+                self._report(message)
         for message in messages:
             self._next[message.partition] = message.offset + 1
         try:
@@ -460,6 +468,14 @@ class Emitter:
             metrics.ALERTS.labels(alert.topic).inc()
             metrics.observe("published", times)
             self._hook("sent")
+
+    def _report(self, message: RawMessage) -> None:
+        """Tell the ledger of a batch that has left; these figures are not worth waiting for Redis."""
+        if self._published is not None:
+            try:
+                self._published(batch_name(message), {**ledger.read(message.headers), "published": time.time()})
+            except redis.RedisError as error:
+                self._log.warning("latency not noted", error=str(error))
 
     def _ensure(self, topic: str) -> None:
         if topic in self._ready:

@@ -1,31 +1,83 @@
-"""How far a consumer group is behind the end of a topic."""
+"""How far consumer groups are behind the ends of their topics."""
 
 from __future__ import annotations
 
-from confluent_kafka import TopicPartition
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from stream.core.errors import UsageError
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
 from stream.engine.config import Settings
-from stream.engine.kafka import make_consumer, translated, watermarks
+from stream.engine.kafka import error_family, make_admin, translated
+
+_TIMEOUT = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a stage works off: its group and topics, and which of these are written in transactions."""
+
+    group: str
+    topics: tuple[str, ...]
+    transactional: bool = False
+
+
+def stage_work(settings: Settings, nightly: Sequence[str] = ()) -> dict[str, Work]:
+    """Every stage of the system; ``nightly`` are the alert topics that the archive reads."""
+    return {
+        "pixels": Work(settings.group("pixels"), ("ztf.raw",)),
+        "score": Work(settings.group("score"), ("ztf.candidates",), True),
+        "enrich": Work(settings.group("enrich"), ("ztf.scored",)),
+        "emit": Work(settings.group("emit"), ("ztf.enriched",)),
+        "link": Work(settings.group("link"), ("ztf.scored",)),
+        "monitor": Work(settings.group("monitor"), ("ztf.quadrants",), True),
+        "archive": Work(settings.group("archive"), tuple(nightly)),
+    }
+
+
+def lags(admin: AdminClient, stages: Mapping[str, Work]) -> dict[str, int]:
+    """Messages that each stage has not finished, in three rounds of questions; a topic that does not exist counts 0.
+
+    A transaction ends with a marker that takes up an offset and is no message; the last one stays behind the group
+    until more comes, and is not counted.
+    """
+    with translated("looking at topics"):
+        metadata = admin.list_topics(timeout=_TIMEOUT).topics
+    topics = sorted({topic for work in stages.values() for topic in work.topics if topic in metadata})
+    places = [TopicPartition(topic, p) for topic in topics for p in sorted(metadata[topic].partitions)]
+    low, high = _offsets(admin, places, OffsetSpec.earliest()), _offsets(admin, places, OffsetSpec.latest())
+    found = {}
+    for name, work in stages.items():
+        mine = [p for p in places if p.topic in work.topics]
+        committed = _committed(admin, work.group, mine)
+        found[name] = sum(
+            max(0, high[at] - max(committed.get(at, -1), low[at]) - work.transactional)
+            for at in ((p.topic, p.partition) for p in mine)
+        )
+    return found
+
+
+def _offsets(admin: AdminClient, places: Sequence[TopicPartition], spec: OffsetSpec) -> dict[tuple[str, int], int]:
+    if not places:
+        return {}
+    answers = admin.list_offsets(dict.fromkeys(places, spec), request_timeout=_TIMEOUT)
+    with translated("looking at the ends of topics"):
+        return {(p.topic, p.partition): future.result(_TIMEOUT).offset for p, future in answers.items()}
+
+
+def _committed(admin: AdminClient, group: str, places: Sequence[TopicPartition]) -> dict[tuple[str, int], int]:
+    if not places:
+        return {}
+    asked = ConsumerGroupTopicPartitions(group, list(places))
+    try:
+        answer = admin.list_consumer_group_offsets([asked], request_timeout=_TIMEOUT)[group].result(_TIMEOUT)
+    except KafkaException as error:
+        raise error_family(error.args[0], f"asking where {group} stands") from error
+    return {(p.topic, p.partition): p.offset for p in answer.topic_partitions if p.error is None}
 
 
 def group_lag(settings: Settings, group: str, topic: str, *, transactional: bool = False) -> int:
-    """Messages of ``topic`` that ``group`` has not finished; 0 for a topic that does not exist.
-
-    ``transactional`` says that the topic is written in transactions: each ends with a marker that takes up an offset
-    and is no message, and the last one stays behind the group until more comes.
-    """
-    consumer = make_consumer(settings, group, "lag")
-    try:
-        try:
-            ends = watermarks(consumer, topic)
-        except UsageError:
-            return 0
-        with translated(f"asking where {group} stands"):
-            places = consumer.committed([TopicPartition(topic, partition) for partition in ends], timeout=15.0)
-        return sum(
-            max(0, ends[place.partition][1] - max(place.offset, ends[place.partition][0]) - transactional)
-            for place in places
-        )
-    finally:
-        consumer.close()
+    """Messages of one topic that a group has not finished, see :func:`lags`."""
+    admin = make_admin(settings)
+    return lags(admin, {group: Work(group, (topic,), transactional)})[group]

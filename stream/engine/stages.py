@@ -20,9 +20,11 @@ from stream.alert import (
     PRV_FIELDS,
     decode_batch,
     decode_report,
+    decode_streaks,
     encode_batch,
     encode_tracklet,
 )
+from stream.alert.public import PUBLIC_PROGRAM, mover_packet, streaks_packet
 from stream.core.errors import MessageError
 from stream.core.identity import CANDID_VERSION, night_of
 from stream.core.records import CandidateBatch, Tracklet
@@ -172,15 +174,17 @@ def disposition(version: int, sent: int | None, resend: bool) -> Literal["send",
 
 
 class LinkStage:
-    """``ztf.scored`` to ``ztf.tracklets``: what moves in a straight line within the night.
+    """``ztf.scored`` to ``ztf.tracklets`` and ``ztf.movers``: what moves in a straight line within the night.
 
     The night's detections live in Redis (``ztf:link:<night>``, by quadrant and part), so a restart continues; a
     tracklet is sent when it is new or has changed, under its deterministic id, and its members leave the registry of
     places. A quadrant's first version digits count, unless ``resend`` asks for the later ones.
+    For the public the night is linked once more from detections of program 1 alone: a tracklet that leans on a private
+    exposure would tell that it was taken. Streaks of public exposures are passed on to ``ztf.streaks.public``.
     """
 
     name = "link"
-    sources = ("ztf.scored",)
+    sources = ("ztf.scored", "ztf.streaks")
     passed = ""
 
     def __init__(self, client: redis.Redis, *, resend: bool = False) -> None:
@@ -189,19 +193,35 @@ class LinkStage:
         self._resend = resend
 
     def handle(self, message: RawMessage) -> list[OutMessage]:
-        """Add a batch's detections and link the night again."""
+        """Add a batch's detections and link the night again; or pass streaks on."""
+        if message.topic == "ztf.streaks":
+            packet = streaks_packet(decode_streaks(message.value))
+            times = ledger.extend(message.headers)
+            return [] if packet is None else [OutMessage("ztf.streaks.public", message.key, packet, times)]
         batch = decode_batch(message.value)
         if not self.remember(batch, version_of(message)):
             return []
-        night = night_of(batch.jd)
-        stored: Any = self._redis.hvals(f"ztf:link:{night}")
-        rows = [tuple(row) for text in stored for row in json.loads(text)["rows"]]
-        tracklets = link_tracklets(np.array(rows, LINK_DTYPE), night)
-        return [
-            OutMessage("ztf.tracklets", str(t.trackid).encode(), encode_tracklet(t), ledger.extend(message.headers))
-            for t in tracklets
-            if self.remember_sent(t, part_of(batch))
+        night, by = night_of(batch.jd), part_of(batch)
+        headers = ledger.extend(message.headers)
+        outs = [
+            OutMessage("ztf.tracklets", str(t.trackid).encode(), encode_tracklet(t), headers)
+            for t in self.linked(night)
+            if self.remember_sent(t, by)
         ]
+        if batch.programid == PUBLIC_PROGRAM:
+            outs += [
+                OutMessage("ztf.movers", str(t.trackid).encode(), mover_packet(t), headers)
+                for t in self.linked(night, PUBLIC_PROGRAM)
+                if self.remember_sent(t, by, "movers")
+            ]
+        return outs
+
+    def linked(self, night: str, program: int | None = None) -> list[Tracklet]:
+        """Tracklets of a night's detections; of those of one program where it is given."""
+        stored: Any = self._redis.hvals(f"ztf:link:{night}")
+        parts = [json.loads(text) for text in stored]
+        rows = [tuple(row) for part in parts if program in (None, part.get("program")) for row in part["rows"]]
+        return link_tracklets(np.array(rows, LINK_DTYPE), night)
 
     def remember(self, batch: CandidateBatch, version: int) -> bool:
         """Keep a batch's detections; False where it has none to link, or is held."""
@@ -212,21 +232,23 @@ class LinkStage:
         known: Any = self._redis.hget(key, part)
         if disposition(version, json.loads(known)["version"] if known else None, self._resend) == "held":
             return False
-        self._redis.hset(key, part, json.dumps({"version": version, "rows": rows}))
+        kept = {"version": version, "program": batch.programid, "rows": rows}
+        self._redis.hset(key, part, json.dumps(kept))
         self._redis.expire(key, LINK_SECONDS)
         return True
 
-    def remember_sent(self, tracklet: Tracklet, by: str) -> bool:
+    def remember_sent(self, tracklet: Tracklet, by: str, kind: Literal["tracklets", "movers"] = "tracklets") -> bool:
         """Keep a tracklet as sent because of batch ``by`` (``pid:chunk``); whether it has to be sent.
 
         New and changed ones have to, and once more those that this very batch made before: it comes again because
         nobody knows whether they left.
         """
-        key, text = f"ztf:tracklets:{tracklet.night}", json.dumps(asdict(tracklet), sort_keys=True)
+        key, text = f"ztf:{kind}:{tracklet.night}", json.dumps(asdict(tracklet), sort_keys=True)
         known: Any = self._redis.hget(key, str(tracklet.trackid))
         if known is not None and json.loads(known)["tracklet"] == text:
             return bool(json.loads(known)["by"] == by)
-        self._history.add_movers(dict.fromkeys(tracklet.candids, tracklet.trackid), tracklet.night)
+        if kind == "tracklets":
+            self._history.add_movers(dict.fromkeys(tracklet.candids, tracklet.trackid), tracklet.night)
         self._redis.hset(key, str(tracklet.trackid), json.dumps({"by": by, "tracklet": text}))
         self._redis.expire(key, LINK_SECONDS)
         return True

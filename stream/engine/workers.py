@@ -19,7 +19,7 @@ from stream.engine.state import Attempts, connect
 from stream.engine.supervise import Child
 
 RECORD_WORKERS = ("score", "enrich", "link", "monitor")
-WORKERS = ("pixels", *RECORD_WORKERS, "emit", "archive")
+WORKERS = ("pixels", *RECORD_WORKERS, "emit", "archive", "nights")
 # Numerics are single-threaded within a worker; workers scale by process.
 _SINGLE_THREADED = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 # A quadrant takes and frees some hundreds of megabytes in large pieces; given back to the system and taken anew each
@@ -39,6 +39,7 @@ def work(kind: str, index: int, settings: Settings) -> int:
         "pixels": _pixels,
         "emit": _emit,
         "archive": _archive,
+        "nights": _nights,
         **dict.fromkeys(RECORD_WORKERS, lambda index, settings, beat: _records(kind, index, settings, beat)),
     }
     if kind not in runners:
@@ -54,14 +55,16 @@ def work(kind: str, index: int, settings: Settings) -> int:
 
 def children(settings: Settings) -> list[Child]:
     """The worker processes of a whole system on this machine, for a ``Supervisor``; each logs to a file of its own."""
-    counts = {"pixels": settings.pixel_workers, "emit": settings.emit_workers, "archive": 1}
+    counts = {"pixels": settings.pixel_workers, "emit": settings.emit_workers, "archive": 1, "nights": 1}
     folder = settings.data_dir.expanduser() / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    env = {**settings.without_admin().environment(), **_SINGLE_THREADED, **_KEEP_MEMORY}
+    more = {**_SINGLE_THREADED, **_KEEP_MEMORY}
+    plain, admin = {**settings.without_admin().environment(), **more}, {**settings.environment(), **more}
     found = []
     for kind in WORKERS:
         for index in range(counts.get(kind, settings.record_workers)):
             argv = (sys.executable, "-m", "stream.cli", "worker", kind, "--index", str(index))
+            env = admin if kind == "nights" else plain
             found.append(Child(f"{kind}-{index}", argv, env, folder / f"{kind}-{index}.log"))
     return found
 
@@ -91,14 +94,18 @@ def _pixels(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
 
 
 def _emit(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
-    from stream.engine.alert_messages import MakeAlerts, refusals
+    from stream.engine.alert_messages import LateNights, MakeAlerts, refusals
     from stream.engine.emit import Emitter
     from stream.engine.kafka import Sender, make_producer
+    from stream.monitor import Monitor
 
     client = connect(settings)
-    make_alerts = MakeAlerts(refusals(Sender(make_producer(settings, "emit-letters")), settings))
+    monitor = Monitor(client)
+    make_alerts = MakeAlerts(
+        refusals(Sender(make_producer(settings, "emit-letters")), settings), late=LateNights(monitor.is_closed)
+    )
     with heartbeat:
-        emitter = Emitter(settings, make_alerts, client, index=index, heartbeat=heartbeat)
+        emitter = Emitter(settings, make_alerts, client, index=index, heartbeat=heartbeat, published=monitor.published)
         _until_told(emitter.stop)
         emitter.run()
 
@@ -109,6 +116,16 @@ def _archive(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
     stop = threading.Event()
     with heartbeat:
         worker = ArchiveWorker(settings, heartbeat)
+        _until_told(stop.set)
+        worker.run(stop.is_set)
+
+
+def _nights(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
+    from stream.engine.nights import NightsWorker
+
+    stop = threading.Event()
+    with heartbeat:
+        worker = NightsWorker(settings, connect(settings), heartbeat)
         _until_told(stop.set)
         worker.run(stop.is_set)
 

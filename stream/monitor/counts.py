@@ -18,6 +18,8 @@ from stream.core.records import QuadrantReport, Status
 
 KEEP_SECONDS = 8 * 86_400  # the survey's mirrors keep a week; so does what we know of it
 _LAST_FAILURES = 20
+_LEDGERS = "ztf:mon:ledgers"
+_KEEP_LEDGERS = 3_600.0  # seconds; percentiles are taken over ten minutes
 
 
 @dataclass(slots=True)
@@ -77,6 +79,32 @@ class Monitor:
         """Count a message of another topic by its place in it."""
         self._redis.sadd(f"ztf:mon:events:{topic}", f"{partition}-{offset}")
         self._redis.expire(f"ztf:mon:events:{topic}", KEEP_SECONDS)
+
+    def published(self, name: str, times: Mapping[str, float]) -> None:
+        """Remember the ledger of a batch of alerts that has left; a repeat (``pid:chunk``) replaces it."""
+        row = json.dumps({"name": name, **times})
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.zadd(_LEDGERS, {row: times["published"]})
+        pipe.zremrangebyscore(_LEDGERS, "-inf", times["published"] - _KEEP_LEDGERS)
+        pipe.execute()
+
+    def ledgers(self, since: float) -> list[dict[str, float]]:
+        """Ledgers of what was published after ``since`` (unix seconds), the last of each batch."""
+        found: Any = self._redis.zrangebyscore(_LEDGERS, since, "+inf")
+        rows = {row.pop("name"): row for row in map(json.loads, found)}
+        return list(rows.values())
+
+    def close(self, night: str, when: float) -> None:
+        """Remember when a night was first closed: what is published after that is late."""
+        self._redis.set(f"ztf:mon:{night}:closed", when, ex=KEEP_SECONDS, nx=True)
+
+    def is_closed(self, night: str) -> bool:
+        """Whether a night was closed."""
+        return bool(self._redis.exists(f"ztf:mon:{night}:closed"))
+
+    def quadrant_count(self, night: str) -> int:
+        """Quadrants of a night that were counted."""
+        return int(self._redis.hlen(f"ztf:mon:{night}:quadrants"))  # type: ignore[arg-type]
 
     def nights(self) -> list[str]:
         """Nights that were seen, oldest first."""

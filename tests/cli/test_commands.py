@@ -28,6 +28,7 @@ LEAVES = [
     ["calibration", "build"],
     ["reference", "build"],
     *(["topics", name] for name in ("list", "apply", "diff")),
+    *(["night", name] for name in ("close", "show")),
     *(["users", name] for name in ("list", "add", "remove")),
     *(["alerts", name] for name in ("tail", "show", "export")),
     *(["schemas", name] for name in ("list", "page", "serve")),

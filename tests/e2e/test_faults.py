@@ -198,6 +198,7 @@ def test_status_knows_the_running_system(elsewhere):
         "monitor",
         "emit",
         "archive",
+        "nights",
     }
     assert set(state["lag"]) >= {"pixels", "score", "enrich", "emit"}
     (night,) = [n for n in state["nights"] if n["night"] == "20201005"]

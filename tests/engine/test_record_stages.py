@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 
+import fastavro
 import numpy as np
 import pytest
 import redis
@@ -24,7 +26,7 @@ from stream.alert import (
 from stream.alert.synthetic import synthetic_batch
 from stream.core.errors import MessageError, StateLost
 from stream.core.identity import candid_of, expid_of, nid_of, night_of, pid_of, rid_of, version_digits
-from stream.core.records import QuadrantReport
+from stream.core.records import QuadrantReport, Streak
 from stream.engine import ledger, metrics
 from stream.engine.kafka import REPORT, VERSION, RawMessage
 from stream.engine.stages import (
@@ -141,10 +143,9 @@ def test_link_finds_what_moves_and_sends_it_when_it_changes(client):
     stage = LinkStage(client)
     sent = []
     for k in range(4):
-        batch = moved(fresh_batch(1), synthetic_batch(1).jd + 0.02 * k, 0.004 * k)
-        batch.items[0].candidate |= {"drb": 0.9}
+        batch = moving(k)
         sent.append(stage.handle(message("ztf.scored", encode_batch(batch))))
-    assert [len(out) for out in sent] == [0, 0, 1, 1]
+    assert [[out.topic for out in outs] for outs in sent] == [[], [], *[["ztf.tracklets", "ztf.movers"]] * 2]
     three, four = (decode_tracklet(out[0].value) for out in sent[2:])
     assert three.trackid == four.trackid
     assert (len(three.candids), len(four.candids)) == (3, 4)
@@ -293,3 +294,56 @@ def test_redis_lost_while_a_batch_is_in_hand_voids_it(client):
     with pytest.raises(StateLost):
         EnrichStage(client).handle(message("ztf.scored", encode_batch(batch)))
     assert client.keys() == []
+
+
+def moving(k: int):
+    """The k-th exposure of one moving object."""
+    batch = moved(fresh_batch(1), synthetic_batch(1).jd + 0.02 * k, 0.004 * k)
+    batch.items[0].candidate |= {"drb": 0.9}
+    return batch
+
+
+def linked(client, programs: list[int]):
+    """Tracklets inside and outside of exposures of these programs, one object in all of them."""
+    stage, inside, outside = LinkStage(client), [], []
+    for k, program in enumerate(programs):
+        for out in stage.handle(message("ztf.scored", encode_batch(replace(moving(k), programid=program)))):
+            if out.topic == "ztf.tracklets":
+                inside.append(decode_tracklet(out.value))
+            else:
+                outside.append(next(fastavro.reader(io.BytesIO(out.value))))
+    return inside, outside
+
+
+@pytest.mark.services
+def test_the_public_is_told_of_what_moves_from_public_exposures_only(client):
+    inside, outside = linked(client, [1, 2, 1, 1])
+    private = moving(1).items[0].candidate["candid"]
+    assert any(private in tracklet.candids for tracklet in inside)
+    assert [len(mover["candids"]) for mover in outside] == [3]
+    assert private not in outside[0]["candids"]
+
+
+@pytest.mark.services
+def test_a_public_tracklet_is_the_tracklet_in_a_container(client):
+    inside, outside = linked(client, [1, 1, 1, 1])
+    assert [m["trackid"] for m in outside] == [t.trackid for t in inside]
+    assert [tuple(m["candids"]) for m in outside] == [t.candids for t in inside]
+    assert outside[-1]["rate"] == inside[-1].rate
+
+
+@pytest.mark.services
+def test_streaks_of_public_exposures_are_passed_on_and_others_are_not(client):
+    streak = Streak(5, 10.0, 20.0, 10.1, 20.1, 400.0, 45.0, 1e4, 100.0, 17.0, 50.0, float("nan"))
+    batch = StreakBatch("q", 7, 651, 2, 3, 1, 2458452.02384, 2458452.024, 30.0, [streak])
+    stage = LinkStage(client)
+
+    def passed(**changes):
+        value = encode_streaks(replace(batch, **changes))
+        return stage.handle(RawMessage("ztf.streaks", 0, 0, b"7", value))
+
+    (out,) = passed()
+    assert (out.topic, out.key) == ("ztf.streaks.public", b"7")
+    (read,) = fastavro.reader(io.BytesIO(out.value))
+    assert (read["pid"], read["streaks"][0]["ra2"], read["streaks"][0]["score"]) == (7, 10.1, None)
+    assert passed(programid=2) == passed(programid=3) == passed(streaks=[]) == []
