@@ -11,13 +11,13 @@ from stream.archive.manifest import (
     write_manifest,
 )
 from stream.archive.packets import (
+    NightShelf,
     PacketArchive,
     Sent,
     alert_index,
     archived_nights,
     iterate_alerts,
     iterate_packets,
-    iterate_sorted,
     night_of_candid,
     read_alert,
     write_alert,
@@ -42,6 +42,7 @@ from stream.archive.store import ProductStore
 
 __all__ = [
     "BoundedCache",
+    "NightShelf",
     "PacketArchive",
     "ProductStore",
     "Sent",
@@ -55,7 +56,6 @@ __all__ = [
     "find_science_products",
     "iterate_alerts",
     "iterate_packets",
-    "iterate_sorted",
     "make_manifest",
     "night_of_candid",
     "parse_science_name",

@@ -20,7 +20,7 @@ from astropy_healpix import HEALPix
 from stream.alert import CANDIDATE_FIELDS, EXTENSION_FIELDS, read_packet
 from stream.alert.schema import field_types
 from stream.archive import catalogs
-from stream.archive.packets import iterate_sorted
+from stream.archive.packets import NightShelf
 from stream.archive.store import ProductStore
 from stream.core.records import Row
 
@@ -68,8 +68,9 @@ def write_alert_tables(store: ProductStore, night: str, programid: int) -> dict[
     schema = table_schema()
     grid = HEALPix(nside=2**NORDER, order="nested")
     rows: dict[int, list[Row]] = defaultdict(list)
-    for index, packet in iterate_sorted(store, night, programid):
-        alert = read_packet(packet)
+    shelf = NightShelf(store, night, programid)
+    for index in shelf.rows():
+        alert = read_packet(shelf.packet(index["candid"]))
         place = alert["candidate"]
         pixel = grid.lonlat_to_healpix(np.array([place["ra"]]) * u.deg, np.array([place["dec"]]) * u.deg)
         rows[int(pixel[0])].append(flat_row(index, alert))

@@ -256,26 +256,41 @@ def _iterate_folder(folder: _Folder) -> Iterator[tuple[int, bytes]]:
                 yield candid, packet
 
 
-def iterate_sorted(store: ProductStore, night: str, programid: int) -> Iterator[tuple[Row, bytes]]:
-    """Index row and bytes of every packet of a night and program, by candid, one packet in memory at a time.
+class NightShelf:
+    """The archived packets of one night and program by candid, read one at a time."""
 
-    Packets in files of their own have a row without ``topic`` and ``published``.
-    """
-    folder = _Folder(store, alert_folder(night, programid))
-    places: dict[int, tuple[str, Row | None]] = {}
-    for name in folder.shards():
-        places.update({row["candid"]: (name, row) for row in folder.index(name)})
-    places.update({candid: (str(candid), None) for candid in folder.singles()})
-    headers: dict[str, bytes] = {}
-    for candid in sorted(places):
-        name, row = places[candid]
-        if row is None:
-            packet = store.read(f"{folder.path}/{name}{_SHARD}")
-            yield _index_row(_New(read_head(packet), packet, _header_size(packet), None), 0), packet
-        else:
-            if name not in headers:
-                headers[name] = _shard_header(folder, name, row)
-            yield row, folder.packet(name, headers[name], row)
+    def __init__(self, store: ProductStore, night: str, programid: int) -> None:
+        self._folder = folder = _Folder(store, alert_folder(night, programid))
+        self._headers: dict[str, bytes] = {}
+        self._shard: dict[int, str] = {}
+        self._rows: dict[int, Row] = {}
+        for name in folder.shards():
+            for row in folder.index(name):
+                self._shard[row["candid"]], self._rows[row["candid"]] = name, row
+        for candid in folder.singles():
+            self._shard.pop(candid, None)
+            packet = self._single(candid)
+            new = _New(read_head(packet), packet, _header_size(packet), None)
+            self._rows[candid] = _index_row(new, 0) | {"offset": None}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def rows(self) -> list[Row]:
+        """Index rows in candid order; those of packets in files of their own lack where they were published."""
+        return [self._rows[candid] for candid in sorted(self._rows)]
+
+    def packet(self, candid: int) -> bytes:
+        """A packet, byte for byte as it was sent."""
+        name = self._shard.get(candid)
+        if name is None:
+            return self._single(candid)
+        if name not in self._headers:
+            self._headers[name] = _shard_header(self._folder, name, self._rows[candid])
+        return self._folder.packet(name, self._headers[name], self._rows[candid])
+
+    def _single(self, candid: int) -> bytes:
+        return self._folder.store.read(f"{self._folder.path}/{candid}{_SHARD}")
 
 
 def iterate_alerts(store: ProductStore, night: str | None = None, programid: int | None = None) -> Iterator[Row]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import re
-import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stream.core.errors import BrokerUnavailable, MessageError, UsageError, ZtfError
+from stream.core.errors import BrokerUnavailable, MessageError, UsageError
 
 app = typer.Typer(help="Read alerts as a subscriber.", no_args_is_help=True)
 
@@ -171,42 +169,68 @@ def _open_store(store: str | None) -> Any:
 @app.command()
 def export(
     night: Annotated[str, typer.Option(help="UT date, YYYYMMDD.")],
-    program: Annotated[int, typer.Option(min=0, max=3, help="Program of the alerts: 1 public.")] = 1,
+    programid: Annotated[
+        int, typer.Option("--programid", "--program", min=0, max=3, help="Program of the alerts: 1 public.")
+    ] = 1,
     out: Annotated[Path | None, typer.Option(help="File; .gz compresses. By default as the survey's.")] = None,
     store: _StoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
-    """Write a night's alerts as one tar, each alert its own <candid>.avro, as the survey's archive has them."""
-    from stream.archive import iterate_packets
+    """Write a night's alerts as one tar, each alert its own <candid>.avro, as the survey's archive has them.
+
+    Its MD5 goes into MD5SUMS beside it. The same night makes the same bytes.
+    """
+    from stream.archive import NightShelf
+    from stream.archive.export import note_sum, tar_name, write_tar
     from stream.cli.common import print_json, progress_bar
 
     if not _NIGHT.fullmatch(night):
         raise UsageError(f"{night!r} is not a night: YYYYMMDD")
-    name = {1: "public", 2: "partnership"}.get(program, f"programid{program}")
-    path = out or Path(f"ztf_{name}_{night}.tar.gz")
-    packets = sorted(iterate_packets(_open_store(store), night, program))
-    if not packets:
-        raise UsageError(f"no alerts of night {night}, program {program} in the archive")
+    path = out or Path(tar_name(night, programid))
+    shelf = NightShelf(_open_store(store), night, programid)
+    if not shelf:
+        raise UsageError(f"no alerts of night {night}, program {programid} in the archive")
+    packets = ((row["candid"], shelf.packet(row["candid"])) for row in shelf.rows())
     with progress_bar() as report:
-        write_tar(path, packets, lambda done: report(done, len(packets), "alerts"))
+        count = write_tar(path, packets, lambda done: report(done, len(shelf), "alerts"))
+    md5 = note_sum(path)
     if as_json:
-        print_json({"night": night, "programid": program, "alerts": len(packets), "file": str(path)})
+        print_json({"night": night, "programid": programid, "alerts": count, "file": str(path), "md5": md5})
     else:
-        print(f"{len(packets)} alerts of {night}, program {program}: {path}")
+        print(f"{count} alerts of {night}, program {programid}: {path}, MD5 {md5}")
 
 
-def write_tar(path: Path, packets: list[tuple[int, bytes]], progress: Callable[[int], None]) -> None:
-    """Packets as members ``<candid>.avro``, with no owner and no time: the same night makes the same bytes."""
-    import gzip
+@app.command()
+def replay(
+    first: Annotated[str, typer.Option("--from", help="First night, YYYYMMDD.")],
+    last: Annotated[str, typer.Option("--to", help="Last night; the first one by default.")] = "",
+    rate: Annotated[str, typer.Option(help="x10: ten times as it was; 200: alerts a second; max.")] = "x1",
+    topic: Annotated[str, typer.Option(help="Where to.")] = "ztf.replay",
+    programid: Annotated[list[int] | None, typer.Option(help="Programs; 1 by default. Repeatable.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also onto a topic that subscribers or stages read.")] = False,
+    store: _StoreOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+) -> None:
+    """Feed archived alerts to a topic: the bytes and keys they had, where and when they were in headers origin.*."""
+    from stream.cli.common import print_json, progress_bar
+    from stream.engine import replay as past
+    from stream.engine.config import load_settings
+    from stream.engine.embedded import broker_of
+    from stream.engine.topics import load_topics
 
-    try:
-        with path.open("wb") as file:
-            packed = gzip.GzipFile("", "wb", 6, file, mtime=0) if path.suffix in (".gz", ".tgz") else file
-            with packed, tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[arg-type]
-                for done, (candid, packet) in enumerate(packets, 1):
-                    member = tarfile.TarInfo(f"{candid}.avro")
-                    member.size, member.mode = len(packet), 0o644
-                    tar.addfile(member, io.BytesIO(packet))
-                    progress(done)
-    except OSError as error:
-        raise ZtfError(f"{path} cannot be written: {error.strerror}") from error
+    if not (_NIGHT.fullmatch(first) and _NIGHT.fullmatch(last or first)):
+        raise UsageError(f"{first!r} to {last!r}: nights are YYYYMMDD")
+    settings = broker_of(load_settings(store=store))
+    speed = past.Rate.parse(rate)
+    alerts = past.archived(_open_store(store), first, last or first, programid or [1])
+    if not alerts:
+        raise UsageError(f"no alerts of {first} to {last or first} in the archive of {settings.store}")
+    file = load_topics(settings.topics_file)
+    with progress_bar() as report:
+        count = past.replay(
+            settings, file, alerts, speed, topic, force=force, progress=lambda n: report(n, len(alerts), "alerts")
+        )
+    if as_json:
+        print_json({"topic": topic, "alerts": count})
+    else:
+        print(f"{count} alerts replayed to {topic}")

@@ -243,7 +243,7 @@ class LinkStage:
         New and changed ones have to, and once more those that this very batch made before: it comes again because
         nobody knows whether they left.
         """
-        key, text = f"ztf:{kind}:{tracklet.night}", json.dumps(asdict(tracklet), sort_keys=True)
+        key, text = f"ztf:sent:{kind}:{tracklet.night}", json.dumps(asdict(tracklet), sort_keys=True)
         known: Any = self._redis.hget(key, str(tracklet.trackid))
         if known is not None and json.loads(known)["tracklet"] == text:
             return bool(json.loads(known)["by"] == by)

@@ -30,7 +30,7 @@ LEAVES = [
     *(["topics", name] for name in ("list", "apply", "diff")),
     *(["night", name] for name in ("close", "show")),
     *(["users", name] for name in ("list", "add", "remove")),
-    *(["alerts", name] for name in ("tail", "show", "export")),
+    *(["alerts", name] for name in ("tail", "show", "export", "replay")),
     *(["schemas", name] for name in ("list", "page", "serve")),
     *(["deadletter", name] for name in ("list", "show", "retry")),
     *(["state", name] for name in ("show", "rebuild")),
