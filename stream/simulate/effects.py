@@ -17,7 +17,8 @@ class Effects:
     ``clouds``, ``moonlight``, ``vignetting``, ``halos`` and ``ghosts`` of bright stars, diffraction ``spikes``.
 
     Response: ``flat_small`` and ``flat_large`` (pixels and slopes), ``dust``, ``fringes``, ``lamp`` (the dome's lamp
-    lights the camera otherwise than the sky), ``dark_current``, ``defects``, ``brighter_fatter``, ``pocket``.
+    lights the camera otherwise than the sky), ``shutter`` (open longer in the middle), ``dark_current``, ``defects``,
+    ``brighter_fatter``, ``pocket``.
 
     Charge and electronics: ``photon_noise``, ``cosmic_rays``, ``bleeding``, ``nonlinearity``, ``crosstalk``,
     ``bias_structure``, ``side_glow``, ``floating_bias``, ``trailed_charge``, ``spillage`` (until 2019-10-23),
@@ -41,6 +42,7 @@ class Effects:
     dust: bool = True
     fringes: bool = True
     lamp: bool = True
+    shutter: bool = True
     dark_current: bool = True
     cosmic_rays: bool = True
     defects: bool = True

@@ -12,20 +12,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.core import identity
-from stream.simulate import detector, painter
+from stream.core.pocket import pocket_of
+from stream.simulate import air, detector, electronics, fields, flats, ghosts, painter, rays
+from stream.simulate.air import zeropoint
+from stream.simulate.electronics import Amplifier
 from stream.simulate.events import sky_of
+from stream.simulate.facts import conditions, hit_rows
 from stream.simulate.files import packet_path, primary_header, write_packet
 from stream.simulate.lightcurves import VARIETIES, magnitudes_at
 from stream.simulate.moving import paint_crossings, paint_movers, who
-from stream.simulate.optics import PsfField, Wcs, psf_field, true_wcs
+from stream.simulate.optics import PsfField, Wcs, psf_field, quadrant_place, true_wcs
 from stream.simulate.orbits import earth_barycentric
-from stream.simulate.plan import NightPlan, SimExposure, seeded, zeropoint
-from stream.simulate.sky import GALAXY, KINDS, REF_EPOCH, bright_stars
+from stream.simulate.plan import NightPlan, SimExposure, seeded
+from stream.simulate.pointing import telescope_pointing
+from stream.simulate.sky import GALAXY, KINDS, REF_EPOCH, bright_stars, sky_to_tangent
 from stream.simulate.truth import Columns
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+U16 = NDArray[np.uint16]
 Table = NDArray[np.void]
+
+SPIKE_MAG = 13.0  # r of the faintest star whose diffraction spikes could show
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,11 @@ class Packet:
     path: Path
     n_bytes: int
     tables: dict[str, list[Columns]]
+
+
+def v_magnitude(table: Table) -> F64:
+    """Johnson V of stars from their PS1 g and r."""
+    return np.asarray(table["mags"][:, 1] + 0.4 * (table["mags"][:, 0] - table["mags"][:, 1]))
 
 
 def epoch_positions(table: Table, jd: float) -> tuple[F64, F64]:
@@ -51,39 +64,53 @@ def epoch_positions(table: Table, jd: float) -> tuple[F64, F64]:
 
 def paint_quadrant(plan: NightPlan, exposure: SimExposure, rcid: int) -> tuple[F32, list[Columns], list[Columns]]:
     """The noise-free light on a quadrant, DN before the flat field, with its sources' and artefacts' truth."""
-    image = np.zeros(plan.camera.shape, np.float32)
+    image = paint_sky(plan, exposure, rcid)
     wcs, psf = true_wcs(plan, exposure, rcid), psf_field(plan, exposure, rcid)
-    painter.paint_sky(image, exposure.sky, exposure.gradient)
     sources = [
         _paint_fixed(plan, exposure, rcid, image, wcs, psf),
         paint_movers(plan, exposure, rcid, image, wcs, psf),
     ]
-    return image, sources, paint_crossings(plan, exposure, rcid, image)
+    artefacts = _paint_reflections(plan, exposure, rcid, image, wcs)
+    return image, sources, [*artefacts, *paint_crossings(plan, exposure, rcid, image)]
+
+
+def paint_sky(plan: NightPlan, exposure: SimExposure, rcid: int) -> F32:
+    """The light of the empty sky, DN: its level and slope, and in i the fringes that its emission lines make."""
+    image = np.empty(plan.camera.shape, np.float32)
+    level = fields.spread(air.sky_level(plan, exposure, rcid, fields.NODES), image.shape)
+    fringed = plan.effects.fringes and exposure.fid == 3
+    pattern = flats.fringes(plan.seed, plan.camera, rcid) if fringed else None
+    for band in fields.bands(len(image)):
+        image[band] = level.rows(band.start, band.stop)
+        if pattern is not None:
+            image[band] *= np.float32(1.0) + np.float32(flats.FRINGE) * pattern[band]
+    return image
 
 
 def _paint_fixed(plan: NightPlan, exposure: SimExposure, rcid: int, image: F32, wcs: Wcs, psf: PsfField) -> Columns:
-    """Stars, galaxies, variables, transients and naked-eye stars with halos."""
+    """Stars, galaxies, variables, transients and naked-eye stars, with their far light and spikes."""
     table = np.concatenate([sky_of(plan, exposure, rcid), bright_stars(plan)])
     table = table[wcs.is_near(table["ra"], table["dec"])]
     mag, colour = magnitudes_at(table, exposure.jd_mid, exposure.fid)
     magzp, clrcoeff = zeropoint(plan, exposure, rcid)
     flux = 10 ** (0.4 * (magzp + clrcoeff * colour - mag))
     ra, dec = epoch_positions(table, exposure.jd_mid)
+    place = quadrant_place(plan, exposure, rcid)
     x, y = wcs.to_pixel(ra, dec)
+    flux *= air.passed(plan, exposure, place, x, y)
+    x, y = air.seen_at(plan, exposure, place, x, y, colour)
     ny, nx = image.shape
-    # As far as the light of any stamp reaches, and farther for the halos.
-    reach = np.where(mag < 6.6, painter.HALO_RADIUS / plan.camera.pixel_scale, painter.STAMP_SIZES[-1] // 2)
+    reach = painter.STAMP_SIZES[-1] // 2
     near = (x > -reach) & (x < nx + reach) & (y > -reach) & (y < ny + reach)
     galaxy = table["kind"] == GALAXY
     points = near & ~galaxy
     painter.paint_stars(image, x[points], y[points], flux[points], psf)
-    for k in np.flatnonzero(near & (mag < 6.6)) if plan.effects.halos else []:
-        painter.paint_halo(image, float(x[k]), float(y[k]), float(flux[k]), plan.camera.pixel_scale)
     g = near & galaxy
     # Position angle is east of north; on the chip x runs west and y south.
     angle = np.pi / 2 - np.radians(table["pa"][g])
     shape = (table["re"][g] / plan.camera.pixel_scale, table["axis_ratio"][g], angle, table["bulge"][g])
     painter.paint_galaxies(image, x[g], y[g], flux[g], shape, psf)
+    ghosts.paint_far_light(image, x, y, flux)
     on_chip = (x > -0.5) & (x < nx - 0.5) & (y > -0.5) & (y < ny - 0.5)
     shown = (x > -30) & (x < nx + 30) & (y > -30) & (y < ny + 30)
     return {
@@ -97,101 +124,154 @@ def _paint_fixed(plan: NightPlan, exposure: SimExposure, rcid: int, image: F32, 
     }  # fmt: skip
 
 
-def expose_quadrant(plan: NightPlan, exposure: SimExposure, rcid: int) -> tuple[F32, dict[str, list[Columns]]]:
-    """A quadrant up to the measured DN without bias: light, flat field, noise, cosmic rays, full well, electronics."""
-    amp = detector.amplifier(plan.seed, rcid, exposure.jd)
-    bad = detector.defects(plan.seed, plan.camera, rcid)
-    rng = seeded(plan.noise_seed, "photons", exposure.expid, rcid)
+def _paint_reflections(plan: NightPlan, exposure: SimExposure, rcid: int, image: F32, wcs: Wcs) -> list[Columns]:
+    """Halos, ghosts and diffraction spikes of bright stars anywhere in the camera, and their truth."""
+    effects = plan.effects
+    stars = _bright_places(plan, exposure, rcid, wcs)
+    place = quadrant_place(plan, exposure, rcid)
+    rows: list[Columns] = []
+    if effects.halos:
+        rows += ghosts.paint_halos(image, stars, place)
+    if effects.ghosts:
+        rows += ghosts.paint_ghosts(image, stars, place, ghosts.true_geometry(plan.seed))
+    if effects.spikes:
+        # The spider is fixed to the telescope, as the detectors are, but not quite along their columns.
+        angle = float(seeded(plan.seed, "spider").normal(0, 0.03))
+        rows += ghosts.paint_spikes(image, stars, angle, exposure.seeing)
+    return [{**row, "rcid": rcid, "exposure": who(exposure, rcid)["exposure"]} for row in rows]
+
+
+def _bright_places(plan: NightPlan, exposure: SimExposure, rcid: int, wcs: Wcs) -> Columns:
+    """Stars that may put light elsewhere: truth_id, V, flux (DN), place in the focal plane (deg) and here (px).
+
+    Those of the quadrant's own sky brighter than ``SPIKE_MAG``, and the naked-eye stars of the whole camera.
+    """
+    own = sky_of(plan, exposure, rcid)
+    table = np.concatenate([own[own["mags"][:, 1] < SPIKE_MAG], bright_stars(plan)])
+    mag, colour = magnitudes_at(table, exposure.jd_mid, exposure.fid)
+    magzp, clrcoeff = zeropoint(plan, exposure, rcid)
+    place = quadrant_place(plan, exposure, rcid)
+    ra, dec = epoch_positions(table, exposure.jd_mid)
+    ra0, dec0 = telescope_pointing(exposure)
+    xi, eta = sky_to_tangent(ra0, dec0, ra, dec)
+    x, y = place.pixels_of(xi, eta)
+    near = wcs.is_near(ra, dec)
+    x[near], y[near] = wcs.to_pixel(ra[near], dec[near])
+    return {
+        "truth_id": table["truth_id"], "v": v_magnitude(table),
+        "flux": 10 ** (0.4 * (magzp + clrcoeff * colour - mag)), "xi": xi, "eta": eta, "x": x, "y": y,
+    }  # fmt: skip
+
+
+def expose_quadrant(plan: NightPlan, exposure: SimExposure, rcid: int) -> tuple[F32, F32, dict[str, list[Columns]]]:
+    """A quadrant up to the measured DN without bias: light, response, charge, gain.
+
+    Returns the image (ny, nx), what its overscan got of its charge (ny, n_overscan), and the truth.
+    """
+    amp = amplifier_of(plan, exposure, rcid)
+    ccd, qid = identity.ccd_qid_of(rcid)
     tables: dict[str, list[Columns]] = {"sources": [], "quadrants": [], "artefacts": []}
-    name = who(exposure, rcid)["exposure"]
     if exposure.imgtype == "object" and rcid in plan.rcids:
         electrons, tables["sources"], tables["artefacts"] = paint_quadrant(plan, exposure, rcid)
+    elif exposure.imgtype == "object":
+        electrons = paint_sky(plan, exposure, rcid)
     else:
-        electrons = np.full(plan.camera.shape, exposure.sky + exposure.level, np.float32)
-    if exposure.imgtype != "bias":
-        electrons *= detector.flat_field(plan.seed, plan.camera, rcid, exposure.fid)
-        electrons *= np.float32(amp.gain)
+        electrons = np.full(plan.camera.shape, exposure.level, np.float32)
+    if exposure.imgtype in ("object", "flat"):
+        flats.expose(electrons, plan, exposure, rcid, amp.gain)
+    full, artefacts = collect_charge(plan, exposure, rcid, electrons, amp)
+    tables["artefacts"] += artefacts
+    overscan = np.zeros((plan.camera.ny, plan.camera.n_overscan), np.float32)
+    if plan.effects.pocket:
+        overscan += electronics.pocket_effect(electrons, plan.camera.n_overscan, pocket_of(ccd, qid), qid)
+    electronics.to_measured(electrons, amp)
+    if plan.effects.pocket:
+        electronics.to_measured(overscan, amp)
+    if plan.effects.trailed_charge:
+        overscan += electronics.trailed_charge(electrons, plan.camera.n_overscan, qid)
+    tables["quadrants"].append(conditions(plan, exposure, rcid, amp, len(full)))
+    return electrons, overscan, tables
+
+
+def amplifier_of(plan: NightPlan, exposure: SimExposure, rcid: int) -> Amplifier:
+    """The electronics of a channel in an exposure."""
+    return electronics.amplifier(plan.seed, rcid, exposure.jd, linear=not plan.effects.nonlinearity)
+
+
+def collect_charge(
+    plan: NightPlan, exposure: SimExposure, rcid: int, electrons: F32, amp: Amplifier
+) -> tuple[NDArray[np.int64], list[Columns]]:
+    """Expected photoelectrons to the charge that is read: all that happens in the silicon, in place.
+
+    Returns the flat indices of the pixels at full well, and the artefacts' truth. Every effect has a generator of its
+    own, so that switching one off changes nothing else.
+    """
     effects = plan.effects
+    bad = detector.defects(plan.seed, plan.camera, rcid)
+    qid = identity.ccd_qid_of(rcid)[1]
+    seconds = exposure.exptime + detector.READOUT_SECONDS / 2
+    frame = {"rcid": rcid, "exposure": who(exposure, rcid)["exposure"]}
+    artefacts: list[Columns] = []
+
+    def draws(what: str) -> np.random.Generator:
+        return seeded(plan.noise_seed, what, exposure.expid, rcid)
+
+    if effects.dark_current:
+        detector.dark_current(electrons, seconds, qid)
     if effects.defects:
-        detector.leak_charge(electrons, bad, exposure.exptime)
+        detector.leak_charge(electrons, bad, seconds)
     if effects.photon_noise:
-        detector.photon_noise(rng, electrons)
-    hits = detector.cosmic_rays(rng, electrons, exposure.exptime) if effects.cosmic_rays else []
-    n_saturated = detector.bleed(electrons, amp.full_well, identity.ccd_qid_of(rcid)[1]) if effects.bleeding else 0
-    detector.to_measured(electrons, amp)
-    tables["artefacts"].append({
-        "kind": "cosmic_ray", "rcid": rcid, "exposure": name,
-        "x": [hit[0] for hit in hits], "y": [hit[1] for hit in hits], "npix": [hit[2] for hit in hits],
-    })  # fmt: skip
-    tables["quadrants"].append(_conditions(plan, exposure, rcid, amp, n_saturated))
-    return electrons, tables
-
-
-def _conditions(
-    plan: NightPlan, exposure: SimExposure, rcid: int, amp: detector.Amplifier, n_saturated: int
-) -> Columns:
-    row: Columns = {
-        **who(exposure, rcid), "fid": exposure.fid, "jd": exposure.jd,
-        "exptime": exposure.exptime, "gain": amp.gain, "readnoise": amp.readnoise,
-        "bias": amp.bias, "saturate": amp.saturate, "linearity_a": amp.a, "linearity_b": amp.b,
-        "n_saturated": n_saturated,
-    }  # fmt: skip
-    if exposure.imgtype == "object":
-        magzp, clrcoeff = zeropoint(plan, exposure, rcid)
-        row |= {
-            "wcs": true_wcs(plan, exposure, rcid).header, "magzp": magzp, "clrcoeff": clrcoeff, "sky": exposure.sky,
-            "seeing": exposure.seeing, "rotation": exposure.rotation,
-            "pointing_error_xi": exposure.error[0], "pointing_error_eta": exposure.error[1],
-            "field": exposure.field, "airmass": exposure.airmass, "transparency": exposure.transparency,
-            "moonlight": exposure.moonlight, "gradient_x": exposure.gradient[0], "gradient_y": exposure.gradient[1],
-            "moon_altitude": exposure.moon[0], "moon_separation": exposure.moon[1], "moon_lit": exposure.moon[2],
-        }  # fmt: skip
-    return row
+        detector.photon_noise(draws("photons"), electrons)
+    if effects.cosmic_rays:
+        artefacts += [{**frame, **hit} for hit in hit_rows(rays.cosmic_rays(draws("rays"), electrons, seconds))]
+    if effects.brighter_fatter:
+        detector.brighter_fatter(electrons)
+    full = np.zeros(0, np.int64)
+    if effects.bleeding:
+        full = detector.bleed(electrons, amp.full_well, qid)
+        if len(full):
+            artefacts.append({**frame, "kind": "saturated", "npix": len(full), "pixels": [full]})
+    if effects.spillage and len(full) and exposure.jd - 2_400_000.5 <= detector.SPILLAGE_UNTIL:
+        delay = detector.spillage_delay(plan.seed, rcid)
+        pixels, values = detector.spill(electrons, full, amp.full_well, delay, qid)
+        artefacts.append({**frame, "kind": "spillage", "npix": len(pixels), "pixels": [pixels], "values": [values]})
+    if effects.defects:
+        detector.telegraph(draws("telegraph"), electrons, bad)
+    return full, artefacts
 
 
 def simulate_packet(plan: NightPlan, exposure: SimExposure, ccdid: int, out: Path) -> Packet:
     """Make and write one packet: four quadrants, which share cross-talk. Depends on its arguments alone."""
-    channels = [identity.rcid_of(ccdid, qid) for qid in (1, 2, 3, 4)]
-    tables: dict[str, list[Columns]] = {"sources": [], "quadrants": [], "artefacts": []}
-    measured = []
-    for rcid in channels:
-        image, quadrant_tables = expose_quadrant(plan, exposure, rcid)
-        measured.append(image)
-        for name, parts in quadrant_tables.items():
-            tables[name] += parts
-    if plan.effects.crosstalk:
-        detector.crosstalk(measured, detector.crosstalk_matrix(plan.seed, ccdid))
-    images, overscans, amps = [], [], []
-    for rcid in channels:
-        amp = detector.amplifier(plan.seed, rcid, exposure.jd)
-        pattern = detector.bias_structure(plan.seed, plan.camera, rcid)
-        rng = seeded(plan.noise_seed, "readout", exposure.expid, rcid)
-        image_dn, overscan = detector.read_out(rng, measured.pop(0), amp, pattern, plan.camera)
-        images.append(image_dn)
-        overscans.append(overscan)
-        amps.append(amp)
+    images, overscans, amps, tables = expose_packet(plan, exposure, ccdid)
     path = packet_path(out, plan, exposure, ccdid)
     write_packet(path, primary_header(plan, exposure, ccdid), amps, images, overscans)
     return Packet(path, path.stat().st_size, tables)
 
 
-def static_artefacts(plan: NightPlan) -> list[Columns]:
-    """Hot and dead pixels and columns of the plan's CCDs."""
-    parts: list[Columns] = []
-    nx = plan.camera.nx
-    for ccd in sorted(plan.ccds):
-        for rcid in (identity.rcid_of(ccd, qid) for qid in (1, 2, 3, 4)):
-            bad = detector.defects(plan.seed, plan.camera, rcid)
-            for kind, pixels, strength in (("hot", bad.hot, bad.leak), ("dead", bad.dead, bad.response)):
-                in_column = sum((last - first + 1 for _, first, last, which in bad.columns if which == kind), 0)
-                single = len(pixels) - in_column
-                parts.append({
-                    "kind": f"{kind}_pixel", "rcid": rcid, "x": (pixels[:single] % nx).astype(float),
-                    "y": (pixels[:single] // nx).astype(float), "npix": [1] * single, "strength": strength[:single],
-                })  # fmt: skip
-            for x, first, last, kind in bad.columns:
-                parts.append({
-                    "kind": f"{kind}_column", "rcid": rcid, "x": float(x), "y": 0.5 * (first + last),
-                    "npix": last - first + 1, "pixels": [np.arange(first, last + 1) * nx + x],
-                })  # fmt: skip
-    return parts
+def expose_packet(
+    plan: NightPlan, exposure: SimExposure, ccdid: int
+) -> tuple[list[U16], list[U16], list[Amplifier], dict[str, list[Columns]]]:
+    """The four images and overscans of a CCD as they are read, their amplifiers, and the truth."""
+    channels = [identity.rcid_of(ccdid, qid) for qid in (1, 2, 3, 4)]
+    tables: dict[str, list[Columns]] = {"sources": [], "quadrants": [], "artefacts": []}
+    measured, dripped = [], []
+    for rcid in channels:
+        image, overscan, quadrant_tables = expose_quadrant(plan, exposure, rcid)
+        measured.append(image)
+        dripped.append(overscan)
+        for name, parts in quadrant_tables.items():
+            tables[name] += parts
+    if plan.effects.crosstalk:
+        electronics.crosstalk(measured, electronics.crosstalk_matrix(plan.seed, ccdid))
+    images, overscans, amps = [], [], []
+    for rcid in channels:
+        amp = amplifier_of(plan, exposure, rcid)
+        rng = seeded(plan.noise_seed, "readout", exposure.expid, rcid)
+        bias = electronics.bias_of(rng, plan.seed, plan.camera, amp, exposure.expid, plan.effects)
+        sigma = amp.readnoise / amp.gain if plan.effects.read_noise else 0.0
+        noise = seeded(plan.noise_seed, "read noise", exposure.expid, rcid)
+        image_dn, overscan_dn = electronics.read_out(noise, measured.pop(0), dripped.pop(0), bias, sigma)
+        images.append(image_dn)
+        overscans.append(overscan_dn)
+        amps.append(amp)
+    return images, overscans, amps, tables

@@ -12,7 +12,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from stream.core import identity
-from stream.simulate.detector import Amplifier
+from stream.simulate.electronics import Amplifier
 from stream.simulate.plan import NightPlan, SimExposure, seeded
 
 U16 = NDArray[np.uint16]

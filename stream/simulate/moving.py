@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from stream.core import identity
 from stream.simulate import painter
+from stream.simulate.air import passed, seen_at, zeropoint
 from stream.simulate.movers import movers
-from stream.simulate.optics import PsfField, Wcs
-from stream.simulate.plan import NightPlan, SimExposure, seeded, zeropoint
+from stream.simulate.optics import PsfField, Wcs, quadrant_place
+from stream.simulate.plan import NightPlan, SimExposure, seeded
 from stream.simulate.truth import Columns
 
 F32 = NDArray[np.float32]
@@ -32,6 +33,7 @@ def paint_movers(plan: NightPlan, exposure: SimExposure, rcid: int, image: F32, 
         magzp, clrcoeff = zeropoint(plan, exposure, rcid)
         half = 0.5 * exposure.exptime / 86_400.0
         ny, nx = image.shape
+        place = quadrant_place(plan, exposure, rcid)
         for mover in movers(plan):
             ra, dec, mags = mover.at(exposure.jd_mid)
             if not wcs.is_near(ra, dec):
@@ -42,7 +44,8 @@ def paint_movers(plan: NightPlan, exposure: SimExposure, rcid: int, image: F32, 
                 continue
             mag = float(mags[exposure.fid - 1])
             colour = float(mags[0] - mags[1] if exposure.fid in (1, 2) else mags[1] - mags[2])
-            flux = 10 ** (0.4 * (magzp + clrcoeff * colour - mag))
+            flux = 10 ** (0.4 * (magzp + clrcoeff * colour - mag)) * float(passed(plan, exposure, place, xs[1], ys[1]))
+            xs, ys = seen_at(plan, exposure, place, xs, ys, colour)
             painter.paint_trail(image, (xs[0], ys[0], xs[2], ys[2]), flux, psf)
             streak = mover.orbit is None
             rows.append({

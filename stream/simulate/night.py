@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from stream.simulate.catalogs import write_catalogs
-from stream.simulate.expose import Packet, simulate_packet, static_artefacts
+from stream.simulate.expose import Packet, simulate_packet
+from stream.simulate.facts import instrument, static_artefacts
 from stream.simulate.plan import NightPlan, SimExposure
 from stream.simulate.scheduler import schedule
 from stream.simulate.truth import TruthWriter
@@ -85,7 +86,7 @@ def simulate_night(out: Path, plan: NightPlan, progress: Progress | None = None,
     total = len(schedule(plan)) * len(plan.ccds)
     by_role = {"cal": summary.calibration, "ref": summary.reference, "sci": summary.science}
     with TruthWriter(out / "truth") as truth:
-        truth.add({"artefacts": static_artefacts(plan)})
+        truth.add({"artefacts": static_artefacts(plan), "instrument": instrument(plan)})
         for exposure, packet in _packets(plan, out, max(1, workers)):
             truth.add(packet.tables)
             by_role[exposure.role].append(packet.path)

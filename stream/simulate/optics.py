@@ -26,6 +26,16 @@ BETA_CORE = 3.0  # Moffat exponent of the seeing disc: (1 + q)^-3
 BETA_WING = 2.0  # of the aureole, whose light falls as r^-4
 WING_FRACTION = 0.02  # of the light
 WING_SCALE = 3.0  # aureole scale over the core's
+# Focus in um at f/2.4: the blur grows by 1 / 2.4 um per um, seven tenths of which widen the FWHM; 15 um pixels.
+FOCUS_ERROR, FOCUS_TILT, CURVATURE, MOUNT = 8.0, 6.0, 30.0, 6.0
+DEFOCUS_SCALE = (0.7 / 2.4 / 15.0 / 1.02) ** 2  # px^2 of the core's scale (FWHM = 1.02 alpha) per um^2
+ASTIGMATISM = 0.06  # ellipticity at the rim, 20 um out of focus
+GUIDING, WARP = 0.02, 0.010  # r.m.s. ellipticity of an exposure; of a detector's own terms
+COMA, DECENTRE = 0.10, 0.03  # lopsidedness at the rim; of an exposure's misalignment
+RIM = 5.0  # deg, the outermost quadrants' corners
+VIGNETTING = 0.12  # loss at the rim, to the centre; a Schmidt of 47 deg^2 cannot light its corners fully
+VIGNETTING_MEAN = 0.37  # mean of (r / RIM)^2 over the 64 quadrants
+FINE = 33  # px, side of the part of a stamp whose pixels are integrated
 # Nodes and weights of Gauss-Legendre integration over one pixel.
 _NODES, _WEIGHTS = (0.5 * part for part in np.polynomial.legendre.leggauss(3))
 
@@ -70,6 +80,8 @@ def _distortion(plan: NightPlan, exposure: SimExposure, rcid: int) -> dict[tuple
     Drawn in units of the quadrant's half side, so that every camera has a visible distortion, and scaled to
     between a half and the whole of the largest shift at a corner: 3" on a full quadrant, 1" on a 512 px one.
     """
+    if not plan.effects.distortion:
+        return {}
     camera = plan.camera
     half = max(camera.nx, camera.ny) / 2 * camera.pixel_scale / 3600.0
     rng = seeded(plan.seed, "distortion", rcid)
@@ -108,6 +120,56 @@ def _turned_layout(plan: NightPlan, rcid: int, rotation: float) -> tuple[float, 
     xi, eta = quadrant_layout()[rcid] + np.minimum(scatter, 0.25 * plan.pointing_error)
     c, s = math.cos(math.radians(rotation)), math.sin(math.radians(rotation))
     return float(c * xi - s * eta), float(s * xi + c * eta)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a quadrant lies in the focal plane: its middle (xi east, eta north; deg from where the telescope looks).
+
+    ``turn`` is the camera's rotation, rad. Distortion and projection, some arcsec, are left out.
+    """
+
+    camera: Camera
+    xi: float
+    eta: float
+    turn: float
+
+    def of_pixels(self, x: ArrayLike, y: ArrayLike) -> tuple[F64, F64]:
+        """Places in the focal plane (deg) of pixels."""
+        scale = self.camera.pixel_scale / 3600.0
+        dx = scale * ((self.camera.nx - 1) / 2 - np.asarray(x, float))  # x grows to the west, y to the south
+        dy = scale * ((self.camera.ny - 1) / 2 - np.asarray(y, float))
+        c, s = math.cos(self.turn), math.sin(self.turn)
+        return self.xi + c * dx - s * dy, self.eta + s * dx + c * dy
+
+    def to_pixels(self, east: ArrayLike, north: ArrayLike) -> tuple[F64, F64]:
+        """Shifts in px of shifts to the east and north, arcsec."""
+        east, north = np.asarray(east, float), np.asarray(north, float)
+        c, s = math.cos(self.turn), math.sin(self.turn)
+        return -(c * east + s * north) / self.camera.pixel_scale, -(c * north - s * east) / self.camera.pixel_scale
+
+    def pixels_of(self, xi: ArrayLike, eta: ArrayLike) -> tuple[F64, F64]:
+        """Pixels, in the quadrant or not, of places in the focal plane (deg)."""
+        dx, dy = self.to_pixels(3600 * (np.asarray(xi, float) - self.xi), 3600 * (np.asarray(eta, float) - self.eta))
+        return (self.camera.nx - 1) / 2 + dx, (self.camera.ny - 1) / 2 + dy
+
+
+def quadrant_place(plan: NightPlan, exposure: SimExposure, rcid: int) -> Place:
+    """Where a quadrant lies in the focal plane in an exposure."""
+    rotation = exposure.rotation if math.isfinite(exposure.rotation) else 0.0
+    xi, eta = _turned_layout(plan, rcid, rotation)
+    return Place(plan.camera, xi, eta, math.radians(rotation))
+
+
+def vignetting(xi: ArrayLike, eta: ArrayLike) -> F64:
+    """Light that reaches places of the focal plane (deg), 1 in the mean over the camera: less towards its rim."""
+    r2 = np.asarray(xi, float) ** 2 + np.asarray(eta, float) ** 2
+    return np.asarray(1.0 + VIGNETTING * (VIGNETTING_MEAN - r2 / RIM**2))
+
+
+def throughput(plan: NightPlan, rcid: int) -> float:
+    """Vignetting at the middle of a quadrant; 1 without."""
+    return float(vignetting(*quadrant_layout()[rcid])) if plan.effects.vignetting else 1.0
 
 
 def true_wcs(plan: NightPlan, exposure: SimExposure, rcid: int) -> Wcs:
@@ -149,21 +211,37 @@ class PsfField:
     in this project: a star of flux F puts F into the 25 x 25 px around it, and a little more beyond.
 
     ``alpha``, ``e1`` and ``e2`` are coefficients of 1, u, v, u^2, uv, v^2 with u, v in -1..1: the core's scale
-    in px and its ellipticity.
+    in px and its ellipticity. ``coma1`` and ``coma2`` are the same of the core's lopsidedness along x and y, which
+    moves neither the flux nor the centroid.
     """
 
     shape: tuple[int, int]
     alpha: tuple[float, ...]
     e1: tuple[float, ...]
     e2: tuple[float, ...]
+    coma1: tuple[float, ...] = (0.0,) * 6
+    coma2: tuple[float, ...] = (0.0,) * 6
 
-    def at(self, x: ArrayLike, y: ArrayLike) -> tuple[F64, F64, F64]:
-        """Scale (px) and ellipticity components at places (px)."""
+    def as_dict(self) -> dict[str, tuple[float, ...]]:
+        """The coefficients, for JSON."""
+        return {name: getattr(self, name) for name in ("alpha", "e1", "e2", "coma1", "coma2")}
+
+    def _terms(self, x: ArrayLike, y: ArrayLike) -> F64:
         ny, nx = self.shape
         u = np.clip((np.asarray(x, float) - (nx - 1) / 2) / (nx / 2), -1.2, 1.2)
         v = np.clip((np.asarray(y, float) - (ny - 1) / 2) / (ny / 2), -1.2, 1.2)
-        terms = np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], axis=-1)
+        return np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], axis=-1)
+
+    def at(self, x: ArrayLike, y: ArrayLike) -> tuple[F64, F64, F64]:
+        """Scale (px) and ellipticity components at places (px)."""
+        terms = self._terms(x, y)
         return terms @ np.array(self.alpha), terms @ np.array(self.e1), terms @ np.array(self.e2)
+
+    def coma(self, x: ArrayLike, y: ArrayLike) -> tuple[F64, F64]:
+        """Lopsidedness along x and y at places (px), per px of offset."""
+        terms = self._terms(x, y)
+        alpha = terms @ np.array(self.alpha)
+        return terms @ np.array(self.coma1) / alpha, terms @ np.array(self.coma2) / alpha
 
     def quadratic(self, x: ArrayLike, y: ArrayLike) -> tuple[F64, F64, F64]:
         """Coefficients a, b, c of the core's q = a dx^2 + b dx dy + c dy^2."""
@@ -182,35 +260,84 @@ class PsfField:
         return np.interp(self.at(x, y)[0], alphas, fractions)
 
     def stamps(self, x: F64, y: F64, size: int) -> F32:
-        """Pixel values of unit-flux stars, (n, size, size), on the pixel nearest to each place."""
-        half = size // 2
-        grid = np.arange(-half, half + 1, dtype=np.float64)
-        dx = (grid[None, :] - (x - np.rint(x))[:, None]).astype(np.float32)
-        dy = (grid[None, :] - (y - np.rint(y))[:, None]).astype(np.float32)
+        """Pixel values of unit-flux stars, (n, size, size), on the pixel nearest to each place.
+
+        Within ``FINE`` px the core is integrated over every pixel (9 nodes); the aureole, and what lies further out,
+        is smooth enough for its value at the pixel's centre.
+        """
         a, b, c = (part.astype(np.float32)[:, None] for part in self.quadratic(x, y))
-        out = np.zeros((len(x), size, size), np.float32)
-        nodes = zip(_NODES, _WEIGHTS, strict=True)
-        for node_x, weight_x in nodes:
+        kx, ky = (part.astype(np.float32)[:, None] for part in self.coma(x, y))
+        root = np.sqrt(a * c - b * b / 4)
+        total = root[:, 0] / self.core_fraction(x, y).astype(np.float32)
+        dx, dy = (_offsets(place, size) for place in (x, y))
+        q = _quadratic(dx, dy, a, b, c)
+        out = _aureole(q, root)
+        fine = slice((size - FINE) // 2, (size + FINE) // 2) if size > FINE else slice(None)
+        if size > FINE:
+            out += _core(q, None)
+            out[:, fine, fine] = _aureole(q[:, fine, fine], root)
+            dx, dy = dx[:, fine], dy[:, fine]
+        lopsided = bool(kx.any() or ky.any())
+        core = np.zeros((len(x), dx.shape[1], dy.shape[1]), np.float32)
+        for node_x, weight_x in zip(_NODES, _WEIGHTS, strict=True):
             for node_y, weight_y in zip(_NODES, _WEIGHTS, strict=True):
-                out += np.float32(weight_x * weight_y) * _profile(
-                    dx + np.float32(node_x), dy + np.float32(node_y), a, b, c
-                )
-        total = np.sqrt(a * c - b * b / 4).astype(np.float64)[:, 0] / self.core_fraction(x, y)
-        out *= total.astype(np.float32)[:, None, None]
+                ex, ey = dx + np.float32(node_x), dy + np.float32(node_y)
+                slope = (kx * ex)[:, None, :] + (ky * ey)[:, :, None] if lopsided else None
+                part = _core(_quadratic(ex, ey, a, b, c), slope)
+                part *= np.float32(weight_x * weight_y)
+                core += part
+        out[:, fine, fine] += core
+        out *= total[:, None, None]
         return out
 
 
-def _profile(dx: F32, dy: F32, a: F32, b: F32, c: F32) -> F32:
-    """The profile (n, size, size) that integrates to ``1 / sqrt(ac - b^2/4)``."""
-    q = (a * dx * dx)[:, None, :] + (c * dy * dy)[:, :, None]
-    q += (b * dx)[:, None, :] * dy[:, :, None]
-    core = 1.0 / (1.0 + q)
-    wing = 1.0 / (1.0 + q * np.float32(1.0 / WING_SCALE**2))
-    core = core * core * core * np.float32((1 - WING_FRACTION) * (BETA_CORE - 1) / math.pi)
-    wing *= wing
-    wing *= np.float32(WING_FRACTION * (BETA_WING - 1) / (math.pi * WING_SCALE**2))
-    out: F32 = core + wing
+def _offsets(place: F64, size: int) -> F32:
+    """Offsets (n, size) of a stamp's pixels from the star along one axis."""
+    grid = np.arange(-(size // 2), size // 2 + 1, dtype=np.float64)
+    return (grid[None, :] - (place - np.rint(place))[:, None]).astype(np.float32)
+
+
+def _quadratic(dx: F32, dy: F32, a: F32, b: F32, c: F32) -> F32:
+    """q = a dx^2 + b dx dy + c dy^2, (n, ny, nx)."""
+    q = (b * dx)[:, None, :] * dy[:, :, None]
+    q += (a * dx * dx)[:, None, :]
+    q += (c * dy * dy)[:, :, None]
+    return q
+
+
+def _core(q: F32, slope: F32 | None) -> F32:
+    """The seeing disc, which integrates to ``(1 - WING_FRACTION) / sqrt(ac - b^2/4)``; ``slope`` is its lopsidedness.
+
+    The odd factor 1 + slope (1 - q) / (1 + q)^2 has no flux and no first moment under (1 + q)^-3.
+    """
+    inverse = np.float32(1.0) / (q + np.float32(1.0))
+    square: F32 = inverse * inverse
+    out: F32 = square * inverse
+    out *= np.float32((1 - WING_FRACTION) * (BETA_CORE - 1) / math.pi)
+    if slope is not None:
+        square *= slope
+        square *= np.float32(1.0) - q
+        square += np.float32(1.0)
+        out *= square
     return out
+
+
+def _aureole(q: F32, g: F32) -> F32:
+    """The near aureole in pixels, which integrates to ``WING_FRACTION / sqrt(ac - b^2/4)``; ``g`` is that root (n, 1).
+
+    A pixel's mean is the value at its centre and a 24th of the Laplacian.
+    """
+    scaled = q * np.float32(1.0 / WING_SCALE**2)
+    square = np.float32(1.0) / (scaled + np.float32(1.0))
+    square *= square
+    scaled *= np.float32(2.0)
+    scaled -= np.float32(1.0)
+    scaled *= square
+    scaled *= (g * np.float32(1 / (3 * WING_SCALE**2)))[:, :, None]
+    scaled += np.float32(1.0)
+    scaled *= square
+    scaled *= np.float32(WING_FRACTION * (BETA_WING - 1) / (math.pi * WING_SCALE**2))
+    return scaled
 
 
 @lru_cache(maxsize=1)
@@ -242,27 +369,77 @@ def _radial(r2: F64, alpha: float) -> F64:
     return core + wing
 
 
-def psf_field(plan: NightPlan, exposure: SimExposure, rcid: int) -> PsfField:
-    """The PSF of a quadrant of an exposure: the exposure's seeing at the centre, a few percent of variation.
+@dataclass(frozen=True, slots=True)
+class Focus:
+    """State of the telescope in an exposure: focus error and tilts of the focal plane (um; um at the rim), guiding.
 
-    Focus curvature and ellipticity belong mostly to the place in the focal plane and a little to the exposure.
+    ``guiding`` is the ellipticity that the whole camera shares, ``decentre`` its coma.
+    """
+
+    error: float
+    tilt: tuple[float, float]
+    guiding: tuple[float, float]
+    decentre: tuple[float, float]
+
+
+def focus_of(plan: NightPlan, exposure: SimExposure) -> Focus:
+    """Focus, alignment and guiding of an exposure."""
+    rng = seeded(plan.seed, "guiding", exposure.expid)
+    e, c, t = rng.normal(0, GUIDING, 2), rng.normal(0, DECENTRE, 2), rng.normal(0, FOCUS_TILT, 2)
+    return Focus(
+        float(rng.normal(0, FOCUS_ERROR)), (float(t[0]), float(t[1])), (float(e[0]), float(e[1])),
+        (float(c[0]), float(c[1])),
+    )  # fmt: skip
+
+
+def defocus(plan: NightPlan, focus: Focus, rcid: int, xi: F64, eta: F64) -> F64:
+    """Distance of the detector from the best focus (um) at places of the focal plane (deg).
+
+    The exposure's focus error and tilt, the curvature that the field flattener leaves, and how the CCD is mounted.
+    """
+    mount = seeded(plan.seed, "mount", rcid // 4).normal(0, MOUNT, 3)
+    r2 = (xi**2 + eta**2) / RIM**2
+    own = mount[0] + (mount[1] * (xi - xi.mean()) + mount[2] * (eta - eta.mean())) / 0.43
+    tilt = (focus.tilt[0] * xi + focus.tilt[1] * eta) / RIM
+    return np.asarray(focus.error + CURVATURE * (r2 - VIGNETTING_MEAN) + tilt + own)
+
+
+def psf_field(plan: NightPlan, exposure: SimExposure, rcid: int) -> PsfField:
+    """The PSF of a quadrant of an exposure: seeing, defocus, astigmatism, coma and guiding over the focal plane.
+
+    Defocus adds to the seeing in quadrature, what it adds in the mean over the camera is taken off, so that the
+    exposure's seeing is the camera's. Astigmatism lies along the radius on one side of the focus and across it on the
+    other; coma points outwards. Over a quadrant all are quadratics, fitted to their values on a grid of places.
     """
     alphas, fwhms, _ = _tables()
     alpha = float(np.interp(exposure.seeing, fwhms, alphas))
-    fixed = seeded(plan.seed, "focus", rcid)
-    moving = seeded(plan.seed, "guiding", exposure.expid)
-    slope = fixed.normal(0, 0.012, 5) + moving.normal(0, 0.004, 5)
-    guiding = moving.normal(0, 0.012, 2)
-    e1 = fixed.normal(0, 0.012, 6)
-    e2 = fixed.normal(0, 0.012, 6)
-    e1[0] += guiding[0]
-    e2[0] += guiding[1]
-    return PsfField(
-        plan.camera.shape,
-        (alpha, *(alpha * float(value) for value in slope)),
-        tuple(float(value) for value in e1),
-        tuple(float(value) for value in e2),
-    )
+    flat = (0.0,) * 5
+    if not plan.effects.psf_variation:
+        return PsfField(plan.camera.shape, (alpha, *flat), (0.0, *flat), (0.0, *flat))
+    focus = focus_of(plan, exposure)
+    place = quadrant_place(plan, exposure, rcid)
+    u, v = (part.ravel() for part in np.meshgrid(np.linspace(-1, 1, 5), np.linspace(-1, 1, 5)))
+    ny, nx = plan.camera.shape
+    xi, eta = place.of_pixels((nx - 1) / 2 + u * nx / 2, (ny - 1) / 2 + v * ny / 2)
+    z = defocus(plan, focus, rcid, xi, eta)
+    typical = FOCUS_ERROR**2 + (0.2 * CURVATURE) ** 2 + MOUNT**2 + 0.3 * FOCUS_TILT**2
+    width = alpha**2 + DEFOCUS_SCALE * (z**2 - typical)
+    own = seeded(plan.seed, "focus", rcid)
+    terms = np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], axis=1)
+    # How a detector is bent is its own: percents, whatever its size.
+    sizes = np.sqrt(np.maximum(width, (0.8 * alpha) ** 2)) * (1 + terms[:, 1:] @ own.normal(0, WARP, 5))
+    # Offsets from the axis in detector directions: x to the west, y to the south.
+    px, py = -xi / RIM, -eta / RIM
+    astigmatism = ASTIGMATISM * z / 20.0
+    e1 = astigmatism * (px**2 - py**2) + focus.guiding[0] + terms @ own.normal(0, WARP, 6)
+    e2 = astigmatism * 2 * px * py + focus.guiding[1] + terms @ own.normal(0, WARP, 6)
+    coma1, coma2 = COMA * px + focus.decentre[0], COMA * py + focus.decentre[1]
+
+    def quadratic(values: F64) -> tuple[float, ...]:
+        return tuple(float(value) for value in np.linalg.lstsq(terms, values, rcond=None)[0])
+
+    shapes = (quadratic(values) for values in (sizes, e1, e2, coma1, coma2))
+    return PsfField(plan.camera.shape, *shapes)
 
 
 def noise_area(fwhm: float) -> float:

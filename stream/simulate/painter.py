@@ -19,8 +19,6 @@ FAINTEST_LIGHT = 0.05
 # Sides of stamps: few classes, so that whole batches are computed at once.
 STAMP_SIZES = (17, 25, 41, 65, 105, 169, 273, 441)
 BATCH_PIXELS = 60_000  # keeps a batch's scratch arrays in the processor's cache
-HALO_RADIUS = 367.0  # arcsec, measured around stars of V <= 6.5 in real masks
-HALO_LIGHT = 2e-8  # of the star's flux per pixel: some DN for V = 6
 GALAXY_SIGMAS = np.array([0.06, 0.18, 0.45, 0.95, 1.8])  # Gaussians of a galaxy, in half-light radii
 PSF_SIGMAS = np.array([0.27, 0.43, 0.68, 1.15, 3.0])  # of the PSF, in core scales
 
@@ -189,24 +187,3 @@ def paint_line(image: F32, place: tuple[float, float], angle: float, light: floa
     target[rows[inside], columns[inside]] += values[inside].astype(np.float32)
     peak = light / (math.sqrt(2 * math.pi) * sigma)
     return int((values[inside] > 0.1 * peak).sum())
-
-
-def paint_halo(image: F32, x: float, y: float, flux: float, pixel_scale: float) -> None:
-    """Add the out-of-focus reflection of a very bright star: a disc around it with a darker middle."""
-    ny, nx = image.shape
-    radius = HALO_RADIUS / pixel_scale
-    low, high = max(0, math.floor(y - radius)), min(ny, math.ceil(y + radius) + 1)
-    left, right = max(0, math.floor(x - radius)), min(nx, math.ceil(x + radius) + 1)
-    if low >= high or left >= right:
-        return
-    r2 = (np.arange(low, high, dtype=np.float32)[:, None] - y) ** 2 + (np.arange(left, right) - x) ** 2
-    disc = np.where(r2 < radius**2, 0.8 + 0.2 * r2 / radius**2, 0.0)
-    image[low:high, left:right] += (HALO_LIGHT * flux * disc).astype(np.float32)
-
-
-def paint_sky(image: F32, level: float, gradient: tuple[float, float]) -> None:
-    """Add sky light with a plane gradient, relative over half a quadrant."""
-    ny, nx = image.shape
-    u = np.linspace(-1, 1, nx, dtype=np.float32)
-    v = np.linspace(-1, 1, ny, dtype=np.float32)
-    image += (level * gradient[0]) * u[None, :] + (level + level * gradient[1] * v)[:, None].astype(np.float32)

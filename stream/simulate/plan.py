@@ -304,16 +304,3 @@ def field_centre(field: int) -> tuple[float, float]:
         return field_centres()[field]
     except KeyError:
         raise UsageError(f"field {field} is not in the survey's grid") from None
-
-
-def zeropoint(plan: NightPlan, exposure: SimExposure, rcid: int) -> tuple[float, float]:
-    """True MAGZP and CLRCOEFF of a quadrant of an exposure: m_PS1 - m_inst = MAGZP + CLRCOEFF x colour."""
-    rng = seeded(plan.seed, "zeropoint", rcid, exposure.fid)
-    magzp = (
-        BASE_ZEROPOINT[exposure.fid]
-        + 2.5 * math.log10(exposure.exptime / 30.0)
-        - EXTINCTION[exposure.fid] * (exposure.airmass - 1.0)
-        - exposure.transparency
-        + rng.normal(0, 0.03)
-    )
-    return magzp, COLOUR_TERM[exposure.fid] + rng.normal(0, 0.004)

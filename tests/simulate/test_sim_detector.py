@@ -4,43 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stream.core.camera import SMALL, read_order
-from stream.core.identity import jd_of, rcid_of
 from stream.simulate import detector
 from stream.simulate.plan import seeded
-
-JD = 2459127.7
-
-
-@given(
-    true=st.floats(0, 62_000),
-    a=st.floats(-1.6e-11, -4e-12),
-    b=st.floats(3e-8, 1.1e-6),
-)
-def test_measured_dn_invert_the_survey_formula(true, a, b):
-    x = float(detector.measured_of_true(np.array([true]), a, b)[0])
-    assert x / (a * x * x + b * x + 1) == pytest.approx(true, rel=1e-9, abs=1e-9)
-
-
-def test_linearity_follows_the_epoch_and_the_amplifier():
-    import datetime as dt
-
-    early, late = jd_of(dt.datetime(2018, 5, 1)), jd_of(dt.datetime(2020, 10, 5))
-    assert detector.linearity(rcid_of(3, 3), early) == (-1.32e-11, 8.07e-7)  # the public table's CCD 3, amp_id 2
-    assert detector.linearity(rcid_of(6, 4), late) == (-6.8e-12, 2.13e-7)
-    assert detector.linearity(rcid_of(3, 3), 2457000.0) == detector.linearity(rcid_of(3, 3), early)
-
-
-@pytest.mark.parametrize("rcid", [0, 13, 62])
-def test_saturation_of_the_header_lies_just_below_full_well(rcid):
-    amp = detector.amplifier(1, rcid, JD)
-    full = np.full((2, 3), amp.full_well, np.float32)
-    detector.to_measured(full, amp)
-    raw = full[0, 0] + amp.bias
-    assert 0.98 * raw < amp.saturate < raw < detector.ADC_MAX
+from stream.simulate.rays import cosmic_rays
 
 
 @pytest.mark.parametrize("level", [3.0, 20.0, 29.0, 31.0, 900.0, 2e5])
@@ -66,11 +34,11 @@ def test_bleeding_keeps_the_charge_in_its_column(qid):
     image = np.full((200, 40), 100.0, np.float32)
     image[98:103, 20] = 5000.0
     total = image.sum(axis=0, dtype=float)
-    n = detector.bleed(image, 1000.0, qid)
+    pixels = detector.bleed(image, 1000.0, qid)
     assert np.allclose(image.sum(axis=0, dtype=float), total, rtol=1e-6)
     assert image.max() == 1000.0
     full = np.flatnonzero(image[:, 20] >= 1000.0)
-    assert n == len(full)
+    assert np.array_equal(pixels, full * 40 + 20)
     assert np.array_equal(full, np.arange(full[0], full[-1] + 1))
     # More of it away from the amplifier, where rows are read later.
     later, earlier = full[-1] - 102, 98 - full[0]
@@ -90,97 +58,8 @@ def test_bleeding_ends_at_the_edge_and_in_neighbouring_runs():
 
 def test_no_saturation_nothing_changes():
     image = np.full((10, 10), 5.0, np.float32)
-    assert detector.bleed(image, 10.0, 1) == 0
+    assert len(detector.bleed(image, 10.0, 1)) == 0
     assert (image == 5.0).all()
-
-
-def test_crosstalk_lands_at_the_same_read_position():
-    images = [np.zeros((300, 40), np.float32) for _ in range(4)]
-    images[0][7, 3] = 50_000.0  # qid 1: read from x = 0, y = 0
-    matrix = np.zeros((4, 4))
-    matrix[1:, 0] = [1e-4, -5e-5, 2e-5]
-    detector.crosstalk(images, matrix)
-    assert images[1][7, 36] == pytest.approx(5.0)  # qid 2 reads x from the far end
-    assert images[2][292, 36] == pytest.approx(-2.5)  # qid 3 both
-    assert images[3][292, 3] == pytest.approx(1.0)  # qid 4 only y
-    assert [np.count_nonzero(image) for image in images] == [1, 1, 1, 1]
-
-
-def test_crosstalk_matrix_is_small_and_has_no_diagonal():
-    matrix = detector.crosstalk_matrix(3, 5)
-    assert np.abs(matrix).max() <= 1e-4
-    assert not matrix.diagonal().any()
-    assert (matrix > 0).any()
-    assert (matrix < 0).any()
-
-
-def test_flat_field_has_median_one_and_its_defects():
-    for rcid in (0, 5):
-        flat = detector.flat_field(1, SMALL, rcid, 2)
-        assert np.median(flat) == pytest.approx(1.0, abs=2e-3)
-        bad = detector.defects(1, SMALL, rcid)
-        assert (flat.reshape(-1)[bad.dead] < 0.5).all()
-        good = np.ones(flat.size, bool)
-        good[bad.dead] = False
-        assert 0.7 < flat.reshape(-1)[good].min() < 1.0 < flat.max() < 1.3
-        for x, first, last, kind in bad.columns:
-            if kind == "dead":
-                assert (flat[first : last + 1, x] < 0.5).all()
-    small = detector.flat_field(1, SMALL, 0, 2) / detector.flat_field(1, SMALL, 0, 1)
-    assert np.std(small[:50, :50]) < detector.PIXEL_FLAT  # the same pixels in every filter
-
-
-def test_cosmic_rays_are_where_they_say():
-    image = np.zeros((400, 400), np.float32)
-    hits = detector.cosmic_rays(seeded(1, "test"), image, 600.0)
-    assert len(hits) > 5
-    covered = np.zeros_like(image, bool)
-    for x, y, npix in hits:
-        cx, cy = round(x), round(y)
-        half = npix + 2
-        covered[max(0, cy - half) : cy + half + 1, max(0, cx - half) : cx + half + 1] = True
-        assert npix >= 1
-    assert image.max() > 500
-    assert not image[~covered].any()
-
-
-@pytest.mark.parametrize("qid", [1, 2, 3, 4])
-def test_overscan_sees_the_level_of_its_row_and_the_last_pixels_charge(qid):
-    amp = detector.amplifier(1, rcid_of(1, qid), JD)
-    measured = np.zeros(SMALL.shape, np.float32)
-    measured[:, 0 if qid in (2, 3) else -1] = 40_000.0  # the pixel read last
-    pattern = detector.bias_structure(1, SMALL, amp.rcid)
-    image, overscan = detector.read_out(np.random.default_rng(3), measured, amp, pattern, SMALL)
-    assert image.dtype == overscan.dtype == np.uint16
-    assert overscan.shape == (SMALL.ny, SMALL.n_overscan)
-    columns = overscan.mean(axis=0)
-    level = columns[15:].mean()
-    assert columns[0] - level == pytest.approx(40_000 * detector.TRAIL[0], rel=0.05)
-    assert np.argmax(columns) == 0
-    assert (np.diff(columns[:4]) < 0).all()
-    # Row by row the image's level is the overscan's, but for the pattern along the row.
-    inside = image[:, 200:300].astype(float) - pattern[0][200:300]
-    difference = inside.mean(axis=1) - overscan[:, 15:].mean(axis=1)
-    noise = amp.readnoise / amp.gain * np.sqrt(1 / 100 + 1 / 15)
-    assert np.std(difference) == pytest.approx(noise, rel=0.15)
-    assert abs(difference.mean()) < 0.1
-    drift = overscan[:, 15:].mean(axis=1)
-    assert np.ptp(drift) > 4 * noise  # the level does float
-    assert overscan[:, 15:].std(axis=1).mean() == pytest.approx(amp.readnoise / amp.gain, rel=0.06)
-
-
-def test_side_glow_is_at_the_amplifier():
-    for qid in (1, 2, 3, 4):
-        row, column = detector.bias_structure(1, SMALL, rcid_of(2, qid))
-        first_x = row[::-1] if read_order(qid)[0] else row
-        assert first_x[:30].mean() > first_x[-100:].mean() + 1
-        first_y = column[::-1] if read_order(qid)[1] else column
-        assert first_y[0] > 2 * first_y[-1]
-
-
-def test_digitising_rounds_and_clips():
-    dn = np.array([-5.0, 0.4, 0.6, 70_000.0], np.float32)
-    assert detector.digitise(dn).tolist() == [0, 0, 1, 65535]
 
 
 def test_hot_pixels_leak_with_time():
@@ -190,3 +69,105 @@ def test_hot_pixels_leak_with_time():
     detector.leak_charge(long, bad, 30.0)
     assert (long.reshape(-1)[bad.hot] > 5 * short.reshape(-1)[bad.hot]).all()
     assert np.count_nonzero(long) == len(np.unique(bad.hot))
+
+
+def test_cosmic_rays_are_where_they_say():
+    image = np.zeros((400, 400), np.float32)
+    hits = cosmic_rays(seeded(1, "test"), image, 600.0)
+    assert {hit.kind for hit in hits} == {"muon", "worm", "spot"}
+    again = np.zeros(image.size, np.float32)
+    for hit in hits:
+        assert hit.values.min() > 0
+        assert len(np.unique(hit.pixels)) == len(hit.pixels) == len(hit.values)
+        again[hit.pixels] += hit.values
+    assert np.allclose(again.reshape(image.shape), image, rtol=1e-5)
+    assert image.max() > 500
+
+
+def test_particles_have_their_shapes():
+    """Muons are straight, worms curl, spots are a few pixels; none is as round as a star."""
+    image = np.zeros((3000, 3000), np.float32)
+    hits = cosmic_rays(seeded(2, "shapes"), image, 900.0)
+    bend: dict[str, list[float]] = {"muon": [], "worm": []}
+    for hit in hits:
+        x, y = (hit.pixels % 3000).astype(float), (hit.pixels // 3000).astype(float)
+        bright = hit.values > 100
+        if hit.kind == "spot":
+            assert bright.sum() <= 9
+        elif bright.sum() > 12:
+            points = np.stack([x[bright] - x[bright].mean(), y[bright] - y[bright].mean()])
+            values = np.linalg.eigvalsh(np.cov(points))
+            bend[hit.kind].append(float(np.sqrt(max(values[0], 0))))
+    assert max(bend["muon"]) < 0.6
+    assert np.mean(np.array(bend["worm"]) > 1.0) > 0.3
+    rate = len(hits) / (3000 * 3000 * 900)
+    assert rate == pytest.approx(1.6e-7, rel=5 / np.sqrt(len(hits)))
+
+
+def test_brighter_fatter_enlarges_bright_stars_and_keeps_charge():
+    y, x = np.indices((41, 41)) - 20.0
+    widths = {}
+    for peak in (3e3, 3e5):
+        star = (peak * np.exp(-0.5 * (x * x + y * y) / 1.1**2) + 100).astype(np.float32)
+        total = star.sum(dtype=float)
+        before = ((star - 100) * x * x).sum() / (star - 100).sum()
+        detector.brighter_fatter(star)
+        assert star.sum(dtype=float) == pytest.approx(total, rel=1e-6)
+        widths[peak] = np.sqrt((((star - 100) * x * x).sum() / (star - 100).sum()) / before) - 1
+    assert 0.002 < widths[3e5] < 0.02
+    assert abs(widths[3e3]) < 0.02 * widths[3e5]
+
+
+def test_brighter_fatter_correlates_neighbours_of_a_flat_as_its_coefficient_says():
+    flat = np.full((600, 600), 1e5, np.float32)
+    detector.photon_noise(np.random.default_rng(3), flat)
+    detector.brighter_fatter(flat)
+    excess = flat - flat.mean()
+    variance = float((excess**2).mean())
+    shift = detector.BRIGHTER_FATTER * 1e5
+    assert variance == pytest.approx(1e5 * ((1 - 4 * shift) ** 2 + 4 * shift**2), rel=0.01)
+    neighbour = float((excess[:, 1:] * excess[:, :-1]).mean())
+    assert neighbour == pytest.approx(2 * shift * (1 - 4 * shift) * 1e5, rel=0.35)
+
+
+@pytest.mark.parametrize("qid", [1, 3])
+def test_spilt_charge_is_read_later_in_the_same_row(qid):
+    image = np.zeros((20, 300), np.float32)
+    full = np.array([5 * 300 + 150, 6 * 300 + 2 + 296 * (qid == 1)])
+    pixels, values = detector.spill(image, full, 3e5, 90, qid)
+    assert pixels.tolist() == [5 * 300 + 150 + (90 if qid == 1 else -90)]  # the other one falls off the row
+    assert values.tolist() == [pytest.approx(detector.SPILLAGE * 3e5)]
+    assert image.sum() == pytest.approx(values[0])
+
+
+@pytest.mark.parametrize("qid", [1, 2, 3, 4])
+def test_dark_current_is_largest_at_the_amplifier(qid):
+    image = np.zeros((200, 300), np.float32)
+    detector.dark_current(image, 1000.0, qid)
+    y, x = np.unravel_index(np.argmax(image), image.shape)
+    flip_x, flip_y = read_order(qid)
+    assert (x, y) == (299 if flip_x else 0, 199 if flip_y else 0)
+    assert image.max() == pytest.approx(1000 * detector.DARK_CURRENT[1], rel=1e-3)
+    assert image.min() == pytest.approx(1000 * detector.DARK_CURRENT[0], rel=0.05)
+
+
+def test_noisy_pixels_have_two_states():
+    bad = detector.defects(1, SMALL, 0)
+    frames = np.zeros((40, *SMALL.shape), np.float32)
+    for k, frame in enumerate(frames):
+        detector.telegraph(np.random.default_rng(k), frame, bad)
+    values = frames.reshape(40, -1)[:, bad.noisy]
+    assert np.count_nonzero(frames.any(axis=0)) == len(bad.noisy)
+    assert np.allclose(values.std(axis=0), 1.02 * bad.noise, rtol=0.35)
+    assert (np.abs(values) > 0.3 * bad.noise).mean() > 0.99  # never in between
+
+
+def test_defects_are_as_many_and_as_bad_as_they_should():
+    bad = detector.defects(3, SMALL, 9)
+    for kind in ("hot", "dead", "low", "noisy"):
+        pixels, strength = bad.of_kind(kind)
+        assert len(pixels) == len(strength) >= 6
+        assert pixels.min() >= 0
+        assert pixels.max() < SMALL.nx * SMALL.ny
+    assert bad.response.max() < 0.1 < 0.29 < bad.low_response.min()
+    assert bad.low_response.max() < 0.9

@@ -11,12 +11,9 @@ from stream.core.camera import SMALL
 from stream.simulate import NightPlan, paint_quadrant, schedule
 from stream.simulate.optics import PsfField
 from stream.simulate.painter import (
-    HALO_RADIUS,
     STAMP_SIZES,
     paint_galaxies,
-    paint_halo,
     paint_line,
-    paint_sky,
     paint_stars,
     paint_trail,
     psf_weights,
@@ -69,7 +66,6 @@ def test_nothing_to_paint_is_no_error():
     image, none = blank(), np.zeros(0)
     paint_stars(image, none, none, none, PSF)
     paint_galaxies(image, none, none, none, (none, none, none, none), PSF)
-    paint_halo(image, -5000.0, 100.0, 1e8, 1.0)
     assert not image.any()
 
 
@@ -135,23 +131,6 @@ def test_a_line_has_its_light_at_every_angle(angle):
     across = np.abs((x - 100) * math.sin(angle) - (y - 90) * math.cos(angle))
     assert image[across > 8].max() < 0.01
     assert npix > 200
-
-
-def test_a_halo_ends_at_its_radius():
-    image = blank(1001)
-    paint_halo(image, 500.0, 500.0, 1e8, 1.0)
-    y, x = np.indices(image.shape)
-    r = np.hypot(x - 500, y - 500)
-    assert not image[r > HALO_RADIUS + 1].any()
-    assert (image[r < HALO_RADIUS - 1] > 1.0).all()
-
-
-def test_sky_has_its_level_and_slope():
-    image = blank(101)
-    paint_sky(image, 200.0, (0.02, -0.03))
-    assert image[50, 50] == pytest.approx(200.0)
-    assert image[50, 100] - image[50, 0] == pytest.approx(8.0, rel=1e-3)
-    assert image[100, 50] - image[0, 50] == pytest.approx(-12.0, rel=1e-3)
 
 
 def test_truth_places_and_fluxes_hold_on_the_painted_quadrant():

@@ -12,10 +12,11 @@ from stream.core.camera import FULL, SMALL, quadrant_centre
 from stream.core.errors import UsageError
 from stream.core.records import BRIGHT_DTYPE, GAIA_DTYPE, PS1_DTYPE
 from stream.simulate import NightPlan, epoch_positions, lightcurves, paint_quadrant, schedule, starcounts, true_wcs
+from stream.simulate.air import zeropoint
 from stream.simulate.catalogs import bright_table, gaia_table, ps1_table
 from stream.simulate.events import eruptive, faders, sky_of, snr_to_mag, transients
 from stream.simulate.lightcurves import magnitudes_at
-from stream.simulate.plan import field_centre, zeropoint
+from stream.simulate.plan import field_centre
 from stream.simulate.pointing import common_error, project
 from stream.simulate.sky import (
     CATALOG_REACH,
