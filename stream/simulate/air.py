@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from stream.simulate import almanac
 from stream.simulate.fields import RandomField, nodes
-from stream.simulate.optics import Place, quadrant_place, throughput
+from stream.simulate.optics import Place, parallactic_angle, quadrant_place, throughput
 from stream.simulate.plan import BASE_ZEROPOINT, COLOUR_TERM, EXTINCTION, NightPlan, SimExposure, seeded
 from stream.simulate.sky import tangent_to_sky
 
@@ -103,15 +103,6 @@ def refraction(plan: NightPlan, exposure: SimExposure, colour: ArrayLike) -> tup
     to_zenith = refraction_scale(plan, exposure) / 1000.0 * (MEAN_COLOUR[exposure.fid] - np.asarray(colour, float))
     angle = parallactic_angle(exposure.jd_mid, exposure.ra, exposure.dec)
     return to_zenith * math.sin(angle), to_zenith * math.cos(angle)
-
-
-def parallactic_angle(jd: float, ra: float, dec: float) -> float:
-    """Direction of the zenith at a sky position (deg), rad from north through east."""
-    a, d = math.radians(ra), math.radians(dec)
-    up = almanac.zenith(jd)
-    east = float(up @ np.array([-math.sin(a), math.cos(a), 0.0]))
-    north = float(up @ np.array([-math.sin(d) * math.cos(a), -math.sin(d) * math.sin(a), math.cos(d)]))
-    return math.atan2(east, north)
 
 
 def seen_at(plan: NightPlan, exposure: SimExposure, place: Place, x: F64, y: F64, colour: ArrayLike) -> tuple[F64, F64]:

@@ -12,7 +12,7 @@ from stream.core.pocket import pocket_of
 from stream.simulate import air, detector, electronics, fields, flats, ghosts
 from stream.simulate.electronics import Amplifier
 from stream.simulate.moving import who
-from stream.simulate.optics import focus_of, psf_field, quadrant_place, throughput, true_wcs
+from stream.simulate.optics import focus_of, parallactic_angle, psf_field, quadrant_place, throughput, true_wcs
 from stream.simulate.plan import NightPlan, SimExposure
 from stream.simulate.rays import Hit
 from stream.simulate.truth import Columns
@@ -49,7 +49,7 @@ def conditions(plan: NightPlan, exposure: SimExposure, rcid: int, amp: Amplifier
         "xi": place.xi, "eta": place.eta, "focus_error": focus.error, "focus_tilt": focus.tilt,
         "guiding": focus.guiding, "decentre": focus.decentre,
         "cloud": float(air.cloud(plan, exposure, place.xi, place.eta)),
-        "parallactic_angle": air.parallactic_angle(exposure.jd_mid, exposure.ra, exposure.dec),
+        "parallactic_angle": parallactic_angle(exposure.jd_mid, exposure.ra, exposure.dec),
         "refraction": air.refraction_scale(plan, exposure),
         "displacement": air.displacement_size(plan, exposure),
     }  # fmt: skip

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from stream.core.camera import Camera, deproject, nominal_wcs, quadrant_layout
 from stream.core.psf import STAMP
+from stream.simulate import almanac
 from stream.simulate.plan import NightPlan, SimExposure, seeded
 from stream.simulate.pointing import telescope_pointing
 
@@ -22,15 +23,17 @@ F64 = NDArray[np.float64]
 # Terms of the TPV convention that the survey's headers carry, as powers of the axis' own and the other coordinate.
 TPV_TERMS = {4: (2, 0), 5: (1, 1), 6: (0, 2), 7: (3, 0), 8: (2, 1), 9: (1, 2), 10: (0, 3),
              12: (4, 0), 13: (3, 1), 14: (2, 2), 15: (1, 3), 16: (0, 4)}  # fmt: skip
-BETA_CORE = 3.0  # Moffat exponent of the seeing disc: (1 + q)^-3
+# Shape of stars in the real cut-outs (docs/simulator.md): a seeing disc (1 + q)^-3.5, and a near aureole.
+BETA_CORE = 3.5
 BETA_WING = 2.0  # of the aureole, whose light falls as r^-4
-WING_FRACTION = 0.02  # of the light
+WING_FRACTION = 0.014  # of the light
 WING_SCALE = 3.0  # aureole scale over the core's
 # Focus in um at f/2.4: the blur grows by 1 / 2.4 um per um, seven tenths of which widen the FWHM; 15 um pixels.
-FOCUS_ERROR, FOCUS_TILT, CURVATURE, MOUNT = 8.0, 6.0, 30.0, 6.0
-DEFOCUS_SCALE = (0.7 / 2.4 / 15.0 / 1.02) ** 2  # px^2 of the core's scale (FWHM = 1.02 alpha) per um^2
-ASTIGMATISM = 0.06  # ellipticity at the rim, 20 um out of focus
-GUIDING, WARP = 0.02, 0.010  # r.m.s. ellipticity of an exposure; of a detector's own terms
+FOCUS_ERROR, FOCUS_TILT, CURVATURE, MOUNT = 12.0, 15.0, 80.0, 15.0
+DEFOCUS_SCALE = (0.7 / 2.4 / 15.0 / 0.94) ** 2  # px^2 of the core's scale (FWHM = 0.94 alpha) per um^2
+ASTIGMATISM = 0.05  # ellipticity at the rim, 20 um out of focus
+GUIDING, WARP = 0.045, 0.012  # r.m.s. ellipticity of an exposure; of a detector's own terms
+DISPERSION = {1: 170.0, 2: 75.0, 3: 50.0}  # mas r.m.s. over the band and tan z: air.REFRACTION over the bands' widths
 COMA, DECENTRE = 0.10, 0.03  # lopsidedness at the rim; of an exposure's misalignment
 RIM = 5.0  # deg, the outermost quadrants' corners
 VIGNETTING = 0.12  # loss at the rim, to the centre; a Schmidt of 47 deg^2 cannot light its corners fully
@@ -308,15 +311,16 @@ def _quadratic(dx: F32, dy: F32, a: F32, b: F32, c: F32) -> F32:
 def _core(q: F32, slope: F32 | None) -> F32:
     """The seeing disc, which integrates to ``(1 - WING_FRACTION) / sqrt(ac - b^2/4)``; ``slope`` is its lopsidedness.
 
-    The odd factor 1 + slope (1 - q) / (1 + q)^2 has no flux and no first moment under (1 + q)^-3.
+    The odd factor 1 + slope (1 - c q) / (1 + q)^2 has no flux, and with c = (BETA_CORE - 1) / 2 no first moment.
     """
     inverse = np.float32(1.0) / (q + np.float32(1.0))
     square: F32 = inverse * inverse
     out: F32 = square * inverse
+    out *= np.sqrt(inverse)  # BETA_CORE of 3.5
     out *= np.float32((1 - WING_FRACTION) * (BETA_CORE - 1) / math.pi)
     if slope is not None:
         square *= slope
-        square *= np.float32(1.0) - q
+        square *= np.float32(1.0) - np.float32((BETA_CORE - 1) / 2) * q
         square += np.float32(1.0)
         out *= square
     return out
@@ -404,8 +408,28 @@ def defocus(plan: NightPlan, focus: Focus, rcid: int, xi: F64, eta: F64) -> F64:
     return np.asarray(focus.error + CURVATURE * (r2 - VIGNETTING_MEAN) + tilt + own)
 
 
+def parallactic_angle(jd: float, ra: float, dec: float) -> float:
+    """Direction of the zenith at a sky position (deg), rad from north through east."""
+    a, d = math.radians(ra), math.radians(dec)
+    up = almanac.zenith(jd)
+    east = float(up @ np.array([-math.sin(a), math.cos(a), 0.0]))
+    north = float(up @ np.array([-math.sin(d) * math.cos(a), -math.sin(d) * math.sin(a), math.cos(d)]))
+    return math.atan2(east, north)
+
+
+def dispersion(plan: NightPlan, exposure: SimExposure, alpha: float) -> tuple[float, float]:
+    """Ellipticity by the air's dispersion, which draws every star out towards the zenith."""
+    if not plan.effects.refraction:
+        return 0.0, 0.0
+    # A Moffat disc's second moment diverges slowly; as a Gaussian of its FWHM it has sigma = 0.4 alpha.
+    drawn = DISPERSION[exposure.fid] / 1000.0 / plan.camera.pixel_scale
+    size = drawn**2 * max(exposure.airmass**2 - 1.0, 0.0) / (2 * (0.4 * alpha) ** 2)
+    angle = parallactic_angle(exposure.jd_mid, exposure.ra, exposure.dec)
+    return -size * math.cos(2 * angle), size * math.sin(2 * angle)
+
+
 def psf_field(plan: NightPlan, exposure: SimExposure, rcid: int) -> PsfField:
-    """The PSF of a quadrant of an exposure: seeing, defocus, astigmatism, coma and guiding over the focal plane.
+    """The PSF of a quadrant of an exposure: seeing, defocus, astigmatism, coma, guiding, the air's dispersion.
 
     Defocus adds to the seeing in quadrature, what it adds in the mean over the camera is taken off, so that the
     exposure's seeing is the camera's. Astigmatism lies along the radius on one side of the focus and across it on the
@@ -431,8 +455,9 @@ def psf_field(plan: NightPlan, exposure: SimExposure, rcid: int) -> PsfField:
     # Offsets from the axis in detector directions: x to the west, y to the south.
     px, py = -xi / RIM, -eta / RIM
     astigmatism = ASTIGMATISM * z / 20.0
-    e1 = astigmatism * (px**2 - py**2) + focus.guiding[0] + terms @ own.normal(0, WARP, 6)
-    e2 = astigmatism * 2 * px * py + focus.guiding[1] + terms @ own.normal(0, WARP, 6)
+    spread = dispersion(plan, exposure, alpha)
+    e1 = astigmatism * (px**2 - py**2) + focus.guiding[0] + spread[0] + terms @ own.normal(0, WARP, 6)
+    e2 = astigmatism * 2 * px * py + focus.guiding[1] + spread[1] + terms @ own.normal(0, WARP, 6)
     coma1, coma2 = COMA * px + focus.decentre[0], COMA * py + focus.decentre[1]
 
     def quadratic(values: F64) -> tuple[float, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,16 @@ from astropy.wcs import WCS
 from scipy import integrate
 
 from stream.core.camera import FULL, SMALL, nominal_wcs
-from stream.simulate import NightPlan, psf_field, schedule, true_wcs, wcs_of
-from stream.simulate.optics import BETA_CORE, WING_FRACTION, WING_SCALE, PsfField, noise_area
+from stream.simulate import Effects, NightPlan, psf_field, schedule, true_wcs, wcs_of
+from stream.simulate.optics import (
+    BETA_CORE,
+    WING_FRACTION,
+    WING_SCALE,
+    PsfField,
+    dispersion,
+    noise_area,
+    parallactic_angle,
+)
 from stream.simulate.pointing import common_error
 
 
@@ -120,13 +129,12 @@ def test_the_core_holds_the_flux_wherever_the_star_falls():
 
 @pytest.mark.parametrize("seeing", [1.6, 2.3, 3.0])
 def test_seeing_is_the_width_of_the_painted_star(seeing):
-    plan = plan_of(seeing=(seeing, seeing))
+    plan = plan_of(seeing=(seeing, seeing), effects=Effects().without("psf_variation"))
     exposure = science(plan)
     field = psf_field(plan, exposure, 1)
-    centre = PsfField(field.shape, (field.alpha[0], *[0.0] * 5), (0.0,) * 6, (0.0,) * 6)
     # A cut through the middle, sampled by stars at many fractions of a pixel.
     fractions = np.linspace(-0.5, 0.5, 41)[:-1]
-    stamps = centre.stamps(100 + fractions, np.full(40, 100.0), 15)
+    stamps = field.stamps(100 + fractions, np.full(40, 100.0), 15)
     offsets = (np.arange(-7, 8)[None, :] - fractions[:, None]).ravel()
     values = stamps[:, 7, :].ravel()
     order = np.argsort(np.abs(offsets))
@@ -146,7 +154,54 @@ def test_psf_varies_by_percents_over_the_quadrant():
 
 
 def test_noise_area_agrees_with_the_closed_form():
-    """A Moffat disc of exponent 3 has 5 pi alpha^2 / 4; pixel and aureole change that by percents."""
+    """A Moffat disc has pi alpha^2 (2 beta - 1) / (beta - 1)^2; pixel and aureole change that by percents."""
     for fwhm in (2.5, 4.0):
-        alpha = fwhm / (2 * math.sqrt(2 ** (1 / 3) - 1))
-        assert noise_area(fwhm) == pytest.approx(1.25 * math.pi * alpha**2, rel=0.1)
+        alpha = fwhm / (2 * math.sqrt(2 ** (1 / BETA_CORE) - 1))
+        expected = math.pi * alpha**2 * (2 * BETA_CORE - 1) / (BETA_CORE - 1) ** 2
+        assert noise_area(fwhm) == pytest.approx(expected, rel=0.1)
+
+
+def test_coma_moves_neither_flux_nor_centroid():
+    """A lopsided star against the same one without: as much light, at the same place, but skewed."""
+    flat = (0.0,) * 5
+    field = PsfField((201, 201), (2.0, *flat), (0.0,) * 6, (0.0,) * 6, (0.15, *flat), (-0.05, *flat))
+    even = PsfField((201, 201), (2.0, *flat), (0.0,) * 6, (0.0,) * 6)
+    x = y = np.array([100.0])
+    stamp, plain = (part.stamps(x, y, 61)[0].astype(float) for part in (field, even))
+    dy, dx = np.indices(stamp.shape) - 30.0
+    assert stamp.min() > 0
+    assert stamp.sum() == pytest.approx(plain.sum(), rel=1e-4)
+    assert abs((stamp * dx).sum()) < 2e-3
+    assert abs((stamp * dy).sum()) < 2e-3
+    skew = (stamp * dx * (dx**2 + dy**2))[20:41, 20:41].sum()
+    assert abs(skew) > 50 * abs((plain * dx * (dx**2 + dy**2))[20:41, 20:41].sum())
+    assert np.abs(stamp - plain).max() > 0.01 * plain.max()
+
+
+def test_defocus_widens_and_follows_the_focal_plane():
+    """The camera's median is the exposure's seeing; quadrants differ by percents; without variation all are alike."""
+    plan = plan_of(seeing=(2.2, 2.2))
+    exposure = science(plan)
+    middle = (plan.camera.nx - 1) / 2, (plan.camera.ny - 1) / 2
+    widths = np.array([float(psf_field(plan, exposure, rcid).fwhm(*middle)) for rcid in range(64)])
+    assert np.median(widths) == pytest.approx(2.2, rel=0.08)
+    assert 0.01 < widths.std() / 2.2 < 0.12
+    plain = plan_of(seeing=(2.2, 2.2), effects=Effects().without("psf_variation"))
+    for rcid in (0, 30, 63):
+        assert float(psf_field(plain, exposure, rcid).fwhm(*middle)) == pytest.approx(2.2, rel=2e-3)
+    # Astigmatism turns with the side of the focus: at the rim ellipticities of two focus states differ.
+    e = [np.hypot(*psf_field(plan, exposure, rcid).at(*middle)[1:]) for rcid in range(64)]
+    assert 0.01 < np.median(e) < 0.12
+
+
+def test_dispersion_draws_stars_out_towards_the_zenith():
+    plan = plan_of(seeing=(2.2, 2.2), fid=1)
+    low = replace(science(plan), airmass=2.2, fid=1)
+    e1, e2 = dispersion(plan, low, 2.3)
+    assert 0.03 < math.hypot(e1, e2) < 0.15
+    assert dispersion(plan, replace(low, airmass=1.0), 2.3) == (0.0, 0.0)
+    assert dispersion(plan_of(effects=Effects.none()), low, 2.3) == (0.0, 0.0)
+    # The long axis, in pixels (x west, y south), is the way to the zenith.
+    axis = 0.5 * math.atan2(e2, e1)
+    q = parallactic_angle(low.jd_mid, low.ra, low.dec)
+    assert abs(math.cos(axis) * -math.sin(q) + math.sin(axis) * -math.cos(q)) == pytest.approx(1.0, abs=1e-6)
