@@ -9,7 +9,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench clean setup
+.PHONY: help run test lint bench torture clean setup
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -35,6 +35,11 @@ lint: $(STAMP)  ## ruff and mypy --strict on our own code
 
 bench: $(STAMP)  ## the design's figures on this machine (minutes)
 	$(BIN)/ztf-stream bench quadrant --json
+
+N ?= 1000
+SEED ?= 1
+torture: $(STAMP)  ## N faults by SEED on a running system, compared with a clean run (N=1000: an hour)
+	$(BIN)/python ops/torture.py --faults $(N) --seed $(SEED) --out torture-$(SEED).json
 
 clean:  ## remove what was built, simulated and stored here (keeps .venv)
 	rm -rf run store build dist htmlcov .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -48,7 +48,7 @@ class MakeAlerts:
     def __call__(self, message: RawMessage) -> list[AlertOut]:
         """Packets with their topics and keys: for every alert the night's topic, then the permanent ones."""
         batch = decode_batch(message.value)
-        times = {**ledger.read(message.headers), "published": self._clock()}
+        times = ledger.in_order({**ledger.read(message.headers), "published": self._clock()})
         date = night_of(batch.jd)
         late = 1 if self._late(date) else None
         named = encode_headers({"name": batch.name, "pid": batch.pid, "night": date, "late": late})

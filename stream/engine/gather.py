@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import TopicPartition
 
 from stream.alert import decode_report, decode_tracklet, read_packet
-from stream.core.errors import MessageError
+from stream.core.errors import BrokerUnavailable, MessageError
 from stream.core.records import QuadrantReport, Row, Tracklet
 from stream.engine import ledger
 from stream.engine.config import Settings
@@ -67,7 +67,11 @@ class NightReader:
         with translated("reading the night"):
             messages = self._consumer.consume(500, seconds)
         for message in messages:
-            self._take(raw_message(message))
+            try:
+                found = raw_message(message)
+            except BrokerUnavailable:  # a notice between messages, as while the broker starts again
+                continue
+            self._take(found)
         self.idle = not messages
         return len(messages)
 

@@ -28,19 +28,38 @@ def read(headers: Iterable[tuple[str, bytes]]) -> dict[str, float]:
     return {stage: found[stage] for stage in STAGES if stage in found}
 
 
-def encode(times: Mapping[str, float]) -> tuple[tuple[str, bytes], ...]:
-    """Headers of a ledger, milliseconds kept, in the order of the stages."""
+def _check(times: Mapping[str, float]) -> None:
     unknown = sorted(set(times) - set(STAGES))
     if unknown:
         raise ValueError(f"no such stage: {', '.join(unknown)}; known are {', '.join(STAGES)}")
+
+
+def in_order(times: Mapping[str, float]) -> dict[str, float]:
+    """The ledger with no stage before the one that came before it, as if no clock had been set back meanwhile.
+
+    From the arrival on: the shutter is the camera's clock, which may be ahead of ours.
+    """
+    _check(times)
+    latest = 0.0
+    ordered = {}
+    for stage in (stage for stage in STAGES if stage in times):
+        if stage != STAGES[0]:
+            latest = max(latest, times[stage])
+        ordered[stage] = times[stage] if stage == STAGES[0] else latest
+    return ordered
+
+
+def encode(times: Mapping[str, float]) -> tuple[tuple[str, bytes], ...]:
+    """Headers of a ledger, milliseconds kept, in the order of the stages."""
+    _check(times)
     return tuple((PREFIX + stage, f"{times[stage]:.3f}".encode()) for stage in STAGES if stage in times)
 
 
 def extend(headers: Iterable[tuple[str, bytes]], **times: float) -> tuple[tuple[str, bytes], ...]:
-    """``headers`` with the given stages added (or replaced) in their ledger; other headers first, as they were."""
+    """``headers`` with the given stages added (or replaced) in their ledger, kept in order; other headers first."""
     headers = tuple(headers)
     others = tuple((key, value) for key, value in headers if not key.startswith(PREFIX))
-    return (*others, *encode({**read(headers), **times}))
+    return (*others, *encode(in_order({**read(headers), **times})))
 
 
 def unix_of_jd(jd: float) -> float:
@@ -49,7 +68,7 @@ def unix_of_jd(jd: float) -> float:
 
 
 def seconds_between(times: Mapping[str, float], start: str, end: str) -> float | None:
-    """How long it took from one stage to another, ``None`` where one is not in the ledger."""
+    """How long it took from one stage to another, never negative; ``None`` where one is not in the ledger."""
     if start not in times or end not in times:
         return None
-    return times[end] - times[start]
+    return max(times[end] - times[start], 0.0)

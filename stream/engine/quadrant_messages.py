@@ -58,7 +58,7 @@ class QuadrantProcess:
             "rid": result.report.rid,
             "pid": result.report.pid,
         }
-        passed = ledger.encode({**ledger.read(message.headers), **times})
+        passed = ledger.encode(ledger.in_order({**ledger.read(message.headers), **times}))
         headers = (*encode_headers(about), *passed)
         report = encode_report(result.report)
         out = [OutMessage("ztf.quadrants", key, report, headers)]

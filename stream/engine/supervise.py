@@ -18,7 +18,8 @@ from stream.core.errors import UsageError
 from stream.engine import logs, processes
 
 BACKOFF_FIRST, BACKOFF_LONGEST = 0.5, 30.0  # seconds between the deaths of a child and its restarts
-HEALTHY = 60.0  # a child that lived this long starts again without delay
+# A child that lived this long had started and worked (imports take some five): it starts again without delay.
+HEALTHY = 10.0
 GRACE = 30.0  # seconds a child gets to finish its quadrant before it is killed
 _LOOK = 0.1
 

@@ -21,7 +21,7 @@ def test_what_is_written_is_read(times):
 def test_extending_keeps_other_headers_and_replaces_stages(first, second):
     headers = (("name", b"q"), *ledger.encode(first), ("pid", b"7"))
     extended = ledger.extend(headers, **second)
-    assert ledger.read(extended) == pytest.approx({**first, **second})
+    assert ledger.read(extended) == pytest.approx(ledger.in_order({**first, **second}))
     assert [h for h in extended if not h[0].startswith("t.")] == [("name", b"q"), ("pid", b"7")]
 
 
@@ -31,6 +31,28 @@ def test_stages_come_in_their_order_and_garbage_is_left_out():
         ("t.nonsense", b"1"), ("t.calibrated", b"later"), ("t.subtracted", b"-5"),
     ]  # fmt: skip
     assert list(ledger.read(headers).items()) == [("arrived", 10.0), ("published", 30.0)]
+
+
+@pytest.mark.parametrize(
+    ("times", "ordered"),
+    [
+        ({"arrived": 10.0, "calibrated": 12.0}, {"arrived": 10.0, "calibrated": 12.0}),
+        ({"arrived": 10.0, "calibrated": 4.0, "scored": 11.0}, {"arrived": 10.0, "calibrated": 10.0, "scored": 11.0}),
+        ({"arrived": 10.0, "calibrated": 14.0, "scored": 11.0}, {"arrived": 10.0, "calibrated": 14.0, "scored": 14.0}),
+        # The camera's clock, or a simulated night in the future: no reason to bend ours.
+        ({"shutter_closed": 99.0, "arrived": 10.0}, {"shutter_closed": 99.0, "arrived": 10.0}),
+        ({}, {}),
+    ],
+)
+def test_a_clock_set_back_makes_no_stage_negative(times, ordered):
+    assert ledger.in_order(times) == ordered
+
+
+@given(TIMES)
+def test_no_stage_takes_less_than_no_time(times):
+    ordered = list(ledger.in_order(times).values())[1 if ledger.STAGES[0] in times else 0 :]
+    assert ordered == sorted(ordered)
+    assert ledger.seconds_between({"arrived": 7.0, "scored": 3.0}, "arrived", "scored") == 0.0
 
 
 def test_unknown_stage_is_a_mistake():
