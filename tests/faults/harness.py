@@ -42,7 +42,7 @@ from stream.engine.supervise import Child, Supervisor
 from stream.engine.topics import load_topics
 from stream.engine.workers import children
 
-KILLED = ("pixels", "score", "enrich", "link", "monitor", "emit", "archive", "ingest")
+KILLED = ("pixels", "score", "enrich", "link", "monitor", "emit", "archive", "nights", "ingest")
 # How often each kind strikes in a long run. Workers most, since what they hold in hand is most of what may be lost.
 WEIGHTS = {
     **{f"kill {role}": 8 for role in KILLED}, "kill pixels": 20, "kill emit": 14, "kill all": 3, "pause": 12,
