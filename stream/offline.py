@@ -13,13 +13,14 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
 from stream.archive import ProductStore, StoreInputs, find_science_products, read_science_product, write_products
+from stream.calibrate import CalibrateSettings
 from stream.core.camera import Camera
 from stream.core.errors import PacketError, Permanent, UsageError
 from stream.core.identity import CANDID_VERSION
@@ -56,10 +57,11 @@ class Job:
     store: str
     camera: Camera
     candid_version: int = CANDID_VERSION
+    calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
 
     def science(self) -> ScienceSettings:
         """Settings of the science."""
-        return ScienceSettings(camera=self.camera, candid_version=self.candid_version)
+        return ScienceSettings(camera=self.camera, candid_version=self.candid_version, calibrate=self.calibrate)
 
 
 _task: QuadrantTask | None = None

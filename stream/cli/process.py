@@ -30,6 +30,7 @@ def process(
 
     One line a quadrant says how it ended. The exit status is 1 if anything failed.
     """
+    from stream.calibrate import CalibrateSettings
     from stream.cli.common import complain, cores
     from stream.core.camera import camera_named
     from stream.engine.config import load_settings
@@ -37,7 +38,8 @@ def process(
     from stream.offline import Job
 
     settings = load_settings(store=store, camera=camera)
-    job = Job(settings.store, camera_named(settings.camera), settings.candid_version)
+    how = CalibrateSettings(pocket=settings.pocket_correction, max_age=settings.old_calibration_days)
+    job = Job(settings.store, camera_named(settings.camera), settings.candid_version, how)
     paths = expand_inputs(files)
     raw = [path for path in paths if _is_raw(path)]
     calibrated = [path for path in paths if not _is_raw(path)]

@@ -72,6 +72,12 @@ class Settings(BaseSettings):
     tls: bool = Field(False, description="Whether to speak TLS to Kafka.")
     tls_ca: str = Field("", description="File with the certificate authority of the cluster; empty uses the system's.")
 
+    old_calibration_days: float = Field(
+        3.0, gt=0, description="Age of a bias or flat beyond which quality records note old_bias or old_flat."
+    )
+    pocket_correction: bool = Field(
+        False, description="Undo the sensors' pocket effect with the published parameters: 0.8 s a quadrant."
+    )
     candid_version: int = Field(
         1,
         ge=1,

@@ -76,13 +76,17 @@ def _until_told(stop: Callable[[], None]) -> None:
 
 def _pixels(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
     from stream.archive import ProductStore, StoreInputs
+    from stream.calibrate import CalibrateSettings
     from stream.engine.pixel_worker import PixelWorker
     from stream.engine.quadrant_messages import QuadrantProcess
     from stream.pipeline import ScienceSettings
     from stream.quadrants import QuadrantTask
 
     store = ProductStore(settings.store)
-    science = ScienceSettings(camera=camera_named(settings.camera), candid_version=settings.candid_version)
+    how = CalibrateSettings(pocket=settings.pocket_correction, max_age=settings.old_calibration_days)
+    science = ScienceSettings(
+        camera=camera_named(settings.camera), candid_version=settings.candid_version, calibrate=how
+    )
     task = QuadrantTask(store, StoreInputs(store), science)
     attempts = Attempts(connect(settings))
     with heartbeat:
