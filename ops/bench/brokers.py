@@ -3,7 +3,7 @@
     python ops/bench/brokers.py [--store URL] [--keep FOLDER] [--json]
 
 Each client is installed into an environment of its own (they pin what they like) and reads the same folder of packets
-with its own decoding code: Fink's ``AlertReader``, AMPEL's ``ZiAlertSupplier`` (shaping included), its data point shaper
+with its own decoding code: Fink's ``AlertReader``, AMPEL's ``ZiAlertSupplier``, its data point shaper
 and id mapper, and BSON, which its database takes. What a client read is compared with what was written, number by
 number. Without ``--store`` the packets are synthetic, both signs, with and without histories.
 """

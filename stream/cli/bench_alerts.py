@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from stream.core.errors import UsageError
 from stream.engine.config import Settings
 
 _BATCH = 200  # different alerts; the rest are these again
@@ -38,12 +41,22 @@ def published(number: int, processes: int, every_topic: bool) -> dict[str, Any]:
             worker.start()
         gate.wait()
         before, started = _cpu_of(pid), time.perf_counter()
-        done = [results.get() for _ in workers]
+        done = [_result(results, workers) for _ in workers]
         seconds = time.perf_counter() - started
         broker = _cpu_of(pid) - before
         for worker in workers:
             worker.join()
     return _figures(share * processes, seconds, done, broker)
+
+
+def _result(results: Any, workers: Sequence[BaseProcess]) -> Any:
+    """What the next writer reports; a writer that died is an error, not a wait without end."""
+    while True:
+        try:
+            return results.get(timeout=1.0)
+        except queue.Empty:
+            if any(worker.exitcode for worker in workers):
+                raise UsageError("a writer failed: its message is above") from None
 
 
 @contextmanager
@@ -59,7 +72,7 @@ def _broker() -> Iterator[tuple[Settings, int | None]]:
         broker = EmbeddedKafka(Path(folder))
         broker.start()
         try:
-            yield load_settings(environ={}, bootstrap=broker.bootstrap), broker.pid
+            yield broker.signed_in(load_settings(environ={})).as_admin(), broker.pid
         finally:
             broker.stop()
 

@@ -282,7 +282,7 @@ def test_bench_alerts_counts_what_the_broker_has(settings):
 
     before = held()
     options = "--number", 120, "--processes", 1, "--every-topic", "--json"
-    (figures,) = ztf_stream("bench", "alerts", *options, ZTF_BOOTSTRAP=settings.bootstrap).ok().rows()
+    (figures,) = ztf_stream("bench", "alerts", *options, **settings.environment()).ok().rows()
     assert [after - then for after, then in zip(held(), before, strict=True)] == [120] * 3
     assert figures["alerts"] == 120
     assert figures["per_minute"] == pytest.approx(120 / figures["seconds"] * 60, rel=0.05)
