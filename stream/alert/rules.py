@@ -11,6 +11,7 @@ import operator
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -37,11 +38,12 @@ DETECTION_FIELDS = ("candid", "isdiffpos", "ra", "dec", "magpsf", "sigmapsf")
 _detection = operator.itemgetter(*DETECTION_FIELDS)
 # A forced point without one of these breaks ALeRCE or kowalski.
 FORCED_FIELDS = ("forcediffimflux", "forcediffimfluxunc", "magzpsci")
+_measured = operator.itemgetter(*FORCED_FIELDS)
 # Fields are float32: a magnitude carries 2e-6, a difference of two some 4e-6, a ratio a relative 2e-7.
 _ABSOLUTE, _RELATIVE = 2e-5, 2e-5
 
 
-def packet_problems(record: Mapping[str, Any], *, stamps: bool = True) -> list[str]:
+def packet_problems(record: Mapping[str, Any], *, stamps: bool = True, rows: bool = True) -> list[str]:
     """Every rule a packet breaks, one sentence each; empty: brokers will take it.
 
     Parameters
@@ -50,12 +52,15 @@ def packet_problems(record: Mapping[str, Any], *, stamps: bool = True) -> list[s
         A packet's record in 4.02 form, ours or the survey's (without ``zsds``).
     stamps : bool
         Also decode the stamps (0.3 ms) and check what is in them.
+    rows : bool
+        Also check that rows of the histories have exactly the schema's fields, none null that must not be: the writer
+        finds that out by itself.
     """
     missing = [name for name in TOP_FIELDS if name not in record and name != "zsds"]
     if missing:
         return [f"top record lacks {', '.join(missing)}"]
     candidate = record["candidate"]
-    problems = list(_shape(record, candidate))
+    problems = list(_shape(record, candidate, rows))
     if problems:  # the rest would stumble over it
         return problems
     problems += _numbers(record)
@@ -68,15 +73,16 @@ def packet_problems(record: Mapping[str, Any], *, stamps: bool = True) -> list[s
     return problems
 
 
-def _shape(record: Mapping[str, Any], candidate: Row) -> Iterator[str]:
+def _shape(record: Mapping[str, Any], candidate: Row, rows: bool) -> Iterator[str]:
     unknown = record.keys() - set(TOP_FIELDS)
     if unknown:
         yield f"top record has unknown {', '.join(sorted(unknown))}"
     if record["schemavsn"] != SCHEMA_VERSION:
         yield f"schemavsn is {record['schemavsn']!r}, brokers expect {SCHEMA_VERSION!r}"
     yield from _fields("candidate", [candidate], "ztf.alert.candidate")
-    yield from _fields("prv_candidates", record["prv_candidates"] or [], "ztf.alert.prv_candidate")
-    yield from _fields("fp_hists", record["fp_hists"] or [], "ztf.alert.fp_hist")
+    if rows:
+        yield from _fields("prv_candidates", record["prv_candidates"] or [], "ztf.alert.prv_candidate")
+        yield from _fields("fp_hists", record["fp_hists"] or [], "ztf.alert.fp_hist")
     if record.get("zsds") is not None:
         yield from _fields("zsds", [record["zsds"]], "ztf.alert.zsds")
 
@@ -103,11 +109,12 @@ def _numbers(record: Mapping[str, Any]) -> Iterator[str]:
         ([record["zsds"]] if record.get("zsds") is not None else [], "ztf.alert.zsds"),
     )
     for rows, schema in groups:
-        reals = _reals(schema)
+        # One sum over what is not null finds a NaN or an infinity; only then is it worth asking where.
+        if math.isfinite(sum(filter(None, chain.from_iterable(map(_reals(schema), rows))))):
+            continue
         for row in rows:
-            # One sum over what is not null finds a NaN or an infinity; only then is it worth asking where.
-            if not math.isfinite(sum(filter(None, reals(row)))):
-                names = [n for n, v in row.items() if isinstance(v, float | np.floating) and not math.isfinite(v)]
+            names = [n for n, v in row.items() if isinstance(v, float | np.floating) and not math.isfinite(v)]
+            if names:
                 yield f"not finite (null is meant): {', '.join(names)} at jd {row.get('jd')}"
     if record["candidate"]["diffmaglim"] is None:
         yield "candidate.diffmaglim is null: kowalski drops the point"
@@ -232,7 +239,7 @@ def _forced(candidate: Row, rows: list[Row]) -> Iterator[str]:
     if len({row["jd"] for row in rows}) != len(rows):
         yield "fp_hists hold a jd twice"
     for i, row in enumerate(rows):
-        if None in map(row.__getitem__, FORCED_FIELDS):
+        if None in _measured(row):
             empty = [name for name in FORCED_FIELDS if row[name] is None]
             yield f"fp_hists[{i}]: {', '.join(empty)} null: leave such a point out"
         if candidate["programid"] == PUBLIC and row["programid"] != PUBLIC:
