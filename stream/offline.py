@@ -35,6 +35,7 @@ from stream.core.records import (
     Reference,
     ScienceImage,
     Table,
+    failed_report,
 )
 from stream.ingest import parse_packet, read_packet, read_quadrant, read_science
 from stream.pipeline import ScienceSettings, Stopwatch, process_quadrant, process_science, science_from_calibrated
@@ -252,6 +253,10 @@ def _process_packet(unit: tuple[Path, Camera]) -> tuple[list[Outcome], list[str]
     except OSError as error:
         return [], [f"{path}: cannot be read: {error.strerror}"]
     hurt = [f"{path.name}: {failure}" for failure in packet.failures]
+    for failure in packet.failures:
+        qid = failure.context.get("qid")
+        if qid in (1, 2, 3, 4):
+            outcomes.append(Outcome(failed_report(Quadrant(packet.exposure, int(qid)), failure), None))
     for payload in packet.quadrants:
         try:
             result = task.run(payload.payload)

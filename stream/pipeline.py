@@ -49,6 +49,7 @@ from stream.core.records import (
     Table,
     Track,
     ZeroPoint,
+    new_report,
 )
 from stream.enrich import match_catalogs
 from stream.extract import ExtractSettings, extract, find_streaks
@@ -372,15 +373,6 @@ def masked_shares(mask: U16) -> dict[str, float]:
     shares = {bit.name.lower(): float(of[(words >> bit.bit & 1) == 1].sum()) for bit in MASK_BITS}
     shares["bad"] = float(of[(words & BAD_BITS) != 0].sum())
     return {name: round(share, 9) for name, share in shares.items() if share > 0}
-
-
-def new_report(quadrant: Quadrant) -> QuadrantReport:
-    """A quality record with the quadrant's identity and nothing else."""
-    e = quadrant.exposure
-    return QuadrantReport(
-        quadrant.name, e.field, e.fid, e.ccdid, quadrant.qid, quadrant.rcid, e.programid, e.nid, e.expid,
-        quadrant.rid, quadrant.pid, e.jd, e.jd_mid, e.exptime,
-    )  # fmt: skip
 
 
 def report_science(report: QuadrantReport, science: ScienceImage) -> None:

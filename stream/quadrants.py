@@ -8,13 +8,15 @@ quadrant twice changes nothing.
 from __future__ import annotations
 
 import time
+import traceback
 from dataclasses import dataclass, field
 
 from stream import __version__
 from stream.alert import make_batch
 from stream.archive import ProductStore, write_products
-from stream.core.records import CandidateBatch, QuadrantInputs, QuadrantResult
-from stream.ingest import read_quadrant
+from stream.core.errors import PacketError
+from stream.core.records import CandidateBatch, QuadrantInputs, QuadrantResult, failed_report
+from stream.ingest import payload_quadrant, read_quadrant
 from stream.pipeline import ScienceSettings, process_quadrant
 
 
@@ -32,14 +34,24 @@ class QuadrantTask:
         Raises
         ------
         PacketError
-            The payload's pixels cannot be read. Every other failure of the input is in the result's report.
+            Not even the payload's headers can be read. Every other failure of the input is in the result's report,
+            that of its pixels too.
         Retriable
             The store failed.
         """
         started = time.process_time()
-        raw = read_quadrant(payload, self.settings.camera)
+        result, raw = None, None
+        try:
+            raw = read_quadrant(payload, self.settings.camera)
+        except PacketError as error:
+            quadrant = payload_quadrant(payload)
+            if quadrant is None:
+                raise
+            result = QuadrantResult(failed_report(quadrant, error), quadrant, traceback=traceback.format_exc())
         decompress = round(time.process_time() - started, 4)
-        result = process_quadrant(raw, self.inputs, self.settings)
+        if raw is not None:
+            result = process_quadrant(raw, self.inputs, self.settings)
+        assert result is not None
         started = time.process_time()
         write_products(self.store, result)
         stored = round(time.process_time() - started, 4)

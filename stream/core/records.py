@@ -19,6 +19,7 @@ from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from stream.core import identity
+from stream.core.errors import Permanent
 from stream.core.instrument import Aggressor as Aggressor
 from stream.core.instrument import CalibrationFrame as CalibrationFrame
 from stream.core.instrument import CalibrationSet as CalibrationSet
@@ -118,6 +119,22 @@ class Quadrant:
     def name(self) -> str:
         """Product base name, e.g. ``ztf_20181129252384_000651_zr_c03_o_q1``."""
         return f"{self.exposure.name}_q{self.qid}"
+
+
+def new_report(quadrant: Quadrant) -> QuadrantReport:
+    """A quality record with the quadrant's identity and nothing else."""
+    e = quadrant.exposure
+    return QuadrantReport(
+        quadrant.name, e.field, e.fid, e.ccdid, quadrant.qid, quadrant.rcid, e.programid, e.nid, e.expid,
+        quadrant.rid, quadrant.pid, e.jd, e.jd_mid, e.exptime,
+    )  # fmt: skip
+
+
+def failed_report(quadrant: Quadrant, error: Permanent) -> QuadrantReport:
+    """The quality record of a quadrant of which nothing could be made, not even pixels."""
+    report = new_report(quadrant)
+    report.status, report.stage, report.reason, report.procstatus = Status.FAILED, error.stage, str(error), 0
+    return report
 
 
 @dataclass(frozen=True, slots=True)

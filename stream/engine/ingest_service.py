@@ -18,8 +18,10 @@ from typing import Any
 import redis
 from confluent_kafka import TopicPartition
 
+from stream.alert import encode_report
 from stream.core.camera import Camera, camera_named
 from stream.core.errors import PacketError, Retriable
+from stream.core.records import Exposure, Quadrant, failed_report
 from stream.engine import deadletters, ledger, logs, metrics
 from stream.engine.config import Settings
 from stream.engine.kafka import OutMessage, Sender, encode_headers, make_consumer, make_producer, translated, watermarks
@@ -163,6 +165,7 @@ class Ingestor:
         failures: list[PacketError] = []
         sent = 0
         sha256 = ""
+        exposure = None
         try:
             data = self._read(path)
             sha256 = hashlib.sha256(data).hexdigest()
@@ -171,6 +174,7 @@ class Ingestor:
                 return self._outcome(path, "seen", 0, [], started)
             packet = self._parse(data, path.name, self._camera)
             failures.extend(packet.failures)
+            exposure = packet.exposure
             messages = [quadrant_message(item, self._partitions, arrived) for item in packet.quadrants]
             self._wait_for_workers(messages)
             for message in messages:
@@ -181,6 +185,8 @@ class Ingestor:
             mark = f"{path.name}:{sha256}"
         for number, failure in enumerate(failures):
             self._give_up(path, sha256, failure, number)
+            if exposure is not None:
+                self._record(exposure, failure, arrived)
         self._sender.flush()
         outcome = "sent" if not failures else "partial" if sent else "failed"
         if sha256:
@@ -202,6 +208,18 @@ class Ingestor:
         metrics.DEADLETTERS.labels(letter.stage, letter.error).inc()
         self._log.warning("dead letter", id=letter.id, file=path.name, reason=letter.reason)
         self._sender.send(deadletters.encode(letter))
+
+    def _record(self, exposure: Exposure, failure: PacketError, arrived: float) -> None:
+        """The quality record of a quadrant that went no farther than here, so that nobody waits for it."""
+        qid = failure.context.get("qid")
+        if exposure.imgtype != "object" or qid not in (1, 2, 3, 4):
+            return
+        report = failed_report(Quadrant(exposure, int(qid)), failure)
+        about = encode_headers({"name": report.name, "rid": report.rid, "pid": report.pid})
+        times = ledger.encode({"arrived": arrived})
+        self._sender.send(
+            OutMessage("ztf.quadrants", str(report.pid).encode(), encode_report(report), (*about, *times))
+        )
 
     def _outcome(self, path: Path, outcome: str, sent: int, failures: list[PacketError], started: float) -> FileOutcome:
         metrics.FILES.labels(outcome).inc()

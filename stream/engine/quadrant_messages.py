@@ -1,7 +1,7 @@
 """The pixel worker's function: a message of ``ztf.raw`` to the messages that one quadrant makes.
 
-A quadrant whose bytes can be read ends in one quality record on ``ztf.quadrants``; if it has a place on the sky in one
-message on ``ztf.candidates`` (more only beyond the topic's size limit); with streaks in one on ``ztf.streaks``; and
+A quadrant whose headers can be read ends in one quality record on ``ztf.quadrants``; if it has a place on the sky in
+one message on ``ztf.candidates`` (more only beyond the topic's size limit); with streaks in one on ``ztf.streaks``; and
 where the science failed in a dead letter that can be retried.
 
 ``ztf.candidates`` and what follows from it is keyed by readout channel, and the first message of a quadrant carries its
@@ -43,7 +43,7 @@ class QuadrantProcess:
         self._limit = spec.max_message_bytes - _FRAMING
 
     def __call__(self, message: RawMessage) -> list[OutMessage]:
-        """All messages of one quadrant; ``PacketError`` where its bytes cannot be read."""
+        """All messages of one quadrant; ``PacketError`` where not even its headers can be read."""
         started = self._clock()
         result = self._task.run(message.value)
         times = {_PASSED[step]: started + at for step, at in result.elapsed.items() if step in _PASSED}
@@ -77,7 +77,8 @@ class QuadrantProcess:
         report = result.report
         if report.status is not Status.FAILED:
             return []
-        error = Permanent(report.reason or "failed without a reason", name=report.name, rid=report.rid)
+        family = PacketError if report.stage == PacketError.stage else Permanent
+        error = family(report.reason or "failed without a reason", name=report.name, rid=report.rid)
         letter = deadletters.letter_of_message(
             message, error, worker="pixels", now=self._clock(), limit=self._settings.deadletter_value_bytes,
             stage=report.stage or "unknown",

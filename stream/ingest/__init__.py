@@ -4,7 +4,7 @@
 ``expand_inputs`` find the files, ``read_science`` takes an image that is calibrated already.
 """
 
-from stream.ingest.packet import Packet, QuadrantPayload, parse_packet, read_packet, read_quadrant
+from stream.ingest.packet import Packet, QuadrantPayload, parse_packet, payload_quadrant, read_packet, read_quadrant
 from stream.ingest.science import CalibratedInput, read_science
 from stream.ingest.watch import expand_inputs, is_packet_name, watch_folder
 
@@ -15,6 +15,7 @@ __all__ = [
     "expand_inputs",
     "is_packet_name",
     "parse_packet",
+    "payload_quadrant",
     "read_packet",
     "read_quadrant",
     "read_science",

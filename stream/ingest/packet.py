@@ -143,6 +143,32 @@ def read_quadrant(payload: bytes, camera: Camera) -> RawQuadrant:
     PacketError
         The payload breaks the format or a row does not decompress.
     """
+    extensions, quadrant = _whose(payload)
+    image, overscan = extensions[:2]
+    checked = [
+        _checked(payload, image, quadrant, "image", camera.shape),
+        _checked(payload, overscan, quadrant, "overscan", (camera.ny, camera.n_overscan)),
+    ]
+    gain, readnoise, saturate = _amplifier(image, quadrant)
+    pixels = [
+        decode(payload, hdu, layout, keys) for hdu, (layout, keys) in zip((image, overscan), checked, strict=True)
+    ]
+    others = next((hdu for hdu in extensions[2:] if (hdu.cards or {}).get("EXTNAME") == EXTNAME), None)
+    return RawQuadrant(
+        quadrant, pixels[0], pixels[1], gain, readnoise, saturate, _aggressors(payload, others, quadrant, camera)
+    )
+
+
+def payload_quadrant(payload: bytes) -> Quadrant | None:
+    """Whose payload it is, as far as its headers can be read; None where they cannot."""
+    try:
+        return _whose(payload)[1]
+    except PacketError:
+        return None
+
+
+def _whose(payload: bytes) -> tuple[list[Hdu], Quadrant]:
+    """Extensions of a payload and the quadrant they are of."""
     starts = extension_starts(payload)
     if len(starts) < 2:
         raise PacketError(f"quadrant payload of {len(payload)} bytes: image or overscan is missing: send it again")
@@ -158,23 +184,11 @@ def read_quadrant(payload: bytes, camera: Camera) -> RawQuadrant:
     parts = parse_name(name)
     _check_primary(payload, primary, parts)
     exposure = exposure_of(primary.cards or {}, parts)
-    image, overscan = extensions[:2]
+    image = extensions[0]
     if image.problem or image.cards is None:
         raise PacketError(f"{parts.name}: quadrant payload: image: {image.problem}", file=parts.name)
     qid = Keywords(image.cards, f"{parts.name}: image", {"file": parts.name}).integer("AMP_ID", 0, 3) + 1
-    quadrant = Quadrant(exposure, qid)
-    checked = [
-        _checked(payload, image, quadrant, "image", camera.shape),
-        _checked(payload, overscan, quadrant, "overscan", (camera.ny, camera.n_overscan)),
-    ]
-    gain, readnoise, saturate = _amplifier(image, quadrant)
-    pixels = [
-        decode(payload, hdu, layout, keys) for hdu, (layout, keys) in zip((image, overscan), checked, strict=True)
-    ]
-    others = next((hdu for hdu in extensions[2:] if (hdu.cards or {}).get("EXTNAME") == EXTNAME), None)
-    return RawQuadrant(
-        quadrant, pixels[0], pixels[1], gain, readnoise, saturate, _aggressors(payload, others, quadrant, camera)
-    )
+    return extensions, Quadrant(exposure, qid)
 
 
 def _aggressors(payload: bytes, hdu: Hdu | None, quadrant: Quadrant, camera: Camera) -> tuple[Aggressor, ...]:

@@ -55,8 +55,13 @@ def test_a_hurt_extension_costs_its_own_quadrant(faults, name, hurt, worker, rea
         assert "Get it again" in letter.what_to_do
     with_rid = {int(x.context["rid"]) % 100 for x in letters}
     assert with_rid == {qid - 1 for qid in hurt}
-    rids = {r.rid for r in faults.reports(name).values()}
-    assert not rids & {int(x.context["rid"]) for x in letters}
+    # Each has its quality record too, with the letter's reason: nobody waits for it, and `status` counts it.
+    records = {r.rid: r for r in faults.reports(name).values()}
+    assert len(records) == 4
+    for letter in letters:
+        record = records[int(letter.context["rid"])]
+        assert (record.status, record.stage, record.procstatus) == (Status.FAILED, "ingest", 0)
+        assert record.reason == letter.reason
 
 
 def test_a_quadrant_of_one_number_fails_with_a_reason_and_the_others_do_not(faults):

@@ -12,6 +12,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from typer.testing import CliRunner
 
+from stream.alert import decode_report
 from stream.core.camera import Camera
 from stream.core.errors import PacketError, StateUnavailable
 from stream.core.identity import pid_of
@@ -129,6 +130,12 @@ def test_hurt_quadrants_become_dead_letters_and_the_others_go_on(service, settin
     letters = [x for x in list_letters(settings) if prefix in str(x.context.get("file"))]
     assert sorted(x.context.get("qid", 0) for x in letters) == [0, 0, 1, 2]
     assert {x.stage for x in letters} == {"ingest"}
+    # What is known to be a quadrant has a quality record, so that it is counted.
+    records = [decode_report(m.value) for m in read_to_end(settings, {"ztf.quadrants": {}}, "test")]
+    mine = {r.qid: r for r in records if prefix in r.name}
+    assert {qid: (str(r.status), r.stage, r.reason) for qid, r in mine.items()} == {
+        qid: ("failed", "ingest", f"extension {qid} is hurt") for qid in (1, 2)
+    }
     assert service().file(garbage).outcome == "seen"  # known to be bad: no second letter
 
 
