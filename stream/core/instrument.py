@@ -145,3 +145,15 @@ class CalibrationSet:
     persistent: U16 | None = None
     ghosts: GhostGeometry | None = None
     shutter: CalibrationFrame | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sightings:
+    """Detections of one readout channel: pixel places (first is 0), sky places (deg), exposure and night of each."""
+
+    x: F64
+    y: F64
+    ra: F64
+    dec: F64
+    exposure: NDArray[np.int64]
+    night: NDArray[np.int64]

@@ -27,6 +27,7 @@ from stream.core.instrument import ChannelFacts as ChannelFacts
 from stream.core.instrument import InstrumentModel as InstrumentModel
 from stream.core.instrument import PixelMask as PixelMask
 from stream.core.instrument import Row as Row
+from stream.core.instrument import Sightings as Sightings
 from stream.core.psf import PsfModel
 from stream.core.report import QuadrantReport as QuadrantReport
 from stream.core.report import Status as Status
