@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
+from stream.archive.learned import LearnedShelf
 from stream.archive.paths import reference_path
 from stream.archive.shelf import CalibrationShelf, Product, Version
 from stream.archive.store import ProductStore
@@ -100,6 +101,7 @@ class StoreInputs:
         self._store = store
         self._catalogs = catalogs
         self._shelf = CalibrationShelf(store)
+        self._learned = LearnedShelf(store)
         self._products: BoundedCache[Product] = BoundedCache(calibration_bytes, _size)
         self._references: BoundedCache[Reference] = BoundedCache(
             reference_bytes, lambda r: int(r.data.nbytes + r.unc.nbytes + r.coverage.nbytes)
@@ -119,6 +121,7 @@ class StoreInputs:
         }  # fmt: skip
         mask = self._newest(quadrant, "pmask", fid, rcid) or self._newest(quadrant, "pmask", 0, rcid)
         model = self._newest(quadrant, "instrument", 0, rcid - rcid % 4)
+        learned = self._learned.of(rcid)
         return CalibrationSet(
             bias=frames["bias"],
             flat=frames["hifreqflat"],
@@ -127,6 +130,8 @@ class StoreInputs:
             shutter=frames["shutter"],
             pixelmask=mask if isinstance(mask, PixelMask) else None,
             instrument=model if isinstance(model, InstrumentModel) else None,
+            persistent=learned.persistent,
+            ghosts=learned.ghosts,
         )
 
     def _frame(self, quadrant: Quadrant, kind: str, fid: int, rcid: int) -> CalibrationFrame | None:

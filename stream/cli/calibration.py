@@ -1,4 +1,4 @@
-"""``ztf-stream calibration build|measure|list|show|veto|pin``."""
+"""``ztf-stream calibration build|measure|list|show|veto|pin|ghosts|persistent``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stream.cli.build import AsJson, CameraName, Files, Store, Workers, prepare, show
+from stream.cli.learn import ghosts, persistent
 from stream.core.errors import UsageError
 from stream.core.identity import FILTER_CODES
 
@@ -149,6 +150,10 @@ def pin(
 ) -> None:
     """Say that a version is to be used instead of newer ones, for every exposure after its frames."""
     _decide("pin", calid, why, who, remove, store, as_json)
+
+
+app.command("ghosts")(ghosts)
+app.command("persistent")(persistent)
 
 
 def _decide(action: str, calid: str, why: str, who: str | None, remove: bool, store: str | None, as_json: bool) -> None:

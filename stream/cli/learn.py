@@ -1,0 +1,77 @@
+"""``ztf-stream calibration ghosts|persistent``: what a channel's own images in the store teach about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stream.archive import ProductStore
+    from stream.offline_learned import Lesson, Progress
+
+Channels = Annotated[
+    list[int], typer.Option("--rcid", help="Readout channel 0..63; may be given again.", min=0, max=63)
+]
+First = Annotated[str, typer.Option(help="First night, YYYYMMDD.")]
+Last = Annotated[str, typer.Option(help="Last night, YYYYMMDD.")]
+Store = Annotated[str | None, typer.Option(help="Product store (folder or URL).", envvar="ZTF_STORE")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON line a channel.")]
+
+
+def ghosts(
+    rcid: Channels, first: First = "00000000", last: Last = "99999999", store: Store = None, as_json: AsJson = False
+) -> None:
+    """Calibrate where the ghosts of bright stars fall, from the science images in the store.
+
+    Wants exposures of several fields with stars of V < 6 opposite to the channel. The masks of later images use it.
+    Exit status 1 where a channel had too few.
+    """
+    from stream.offline_learned import learn_ghosts
+
+    _learn(learn_ghosts, rcid, first, last, store, as_json)
+
+
+def persistent(
+    rcid: Channels, first: First = "00000000", last: Last = "99999999", store: Store = None, as_json: AsJson = False
+) -> None:
+    """Learn which pixels make the same artefact night after night, from the candidates in the store.
+
+    Wants many exposures over several nights with a dither of some arcseconds; the mask of every later image uses it.
+    """
+    from stream.offline_learned import learn_artefacts
+
+    _learn(learn_artefacts, rcid, first, last, store, as_json)
+
+
+def _learn(
+    lesson: Callable[[ProductStore, int, str, str, Progress], Lesson],
+    channels: list[int],
+    first: str,
+    last: str,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    from stream.archive import ProductStore
+    from stream.cli.common import print_json, progress_bar
+    from stream.engine.config import load_settings
+
+    root = ProductStore(load_settings(store=store).store)
+    with progress_bar() as report:
+        lessons = [lesson(root, rcid, first, last, report) for rcid in sorted(set(channels))]
+    table = Table("channel", "exposures", "learned")
+    for one in lessons:
+        if as_json:
+            print_json(one)
+        words = [
+            f"{key} {value:.5g}" if isinstance(value, float) else f"{key} {value}" for key, value in one.figures.items()
+        ]
+        table.add_row(str(one.rcid), str(one.n_exposures), one.error or ", ".join(words))
+    if not as_json:
+        Console().print(table)
+    if any(one.error for one in lessons):
+        raise typer.Exit(1)
