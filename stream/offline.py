@@ -256,7 +256,9 @@ def _process_packet(unit: tuple[Path, Camera]) -> tuple[list[Outcome], list[str]
     for failure in packet.failures:
         qid = failure.context.get("qid")
         if qid in (1, 2, 3, 4):
-            outcomes.append(Outcome(failed_report(Quadrant(packet.exposure, int(qid)), failure), None))
+            quadrant = Quadrant(packet.exposure, int(qid))
+            result = QuadrantResult(failed_report(quadrant, failure), quadrant)
+            outcomes.append(Outcome(result.report, batch_of(result)))
     for payload in packet.quadrants:
         try:
             result = task.run(payload.payload)
