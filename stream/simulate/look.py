@@ -1,0 +1,483 @@
+"""A page of plots that shows a person what a simulated night holds: ``OUT/look.png``.
+
+Everything is read back from the packets and the truth tables on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from astropy.io import fits
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from stream.core import identity
+from stream.core.camera import Camera, quadrant_layout
+from stream.core.errors import UsageError
+from stream.simulate.truth import read_truth
+
+F32 = NDArray[np.float32]
+Rows = dict[str, NDArray[Any]]
+
+INK = {1: "#2a9d5c", 2: "#c8402f", 3: "#7b3fa0"}  # g, r, i
+FILTER = {1: "g", 2: "r", 3: "i"}
+KIND_INK = {
+    "transient": "#ff5d5d", "variable": "#ffb03b", "asteroid": "#59d0ff", "comet": "#8affc1", "streak": "#d08bff",
+    "galaxy": "#9fc36a", "star": "#ffffff",
+}  # fmt: skip
+MOST_PACKETS = 10  # that are looked into for examples
+SATURATED = 0.9  # of the header's level, above which a peak counts as such
+CURVES = 12  # light curves on the page
+SOURCE_COLUMNS = (
+    "truth_id", "kind", "variety", "designation", "exposure", "rcid", "jd_mid", "x", "y", "ra", "dec", "mag", "flux",
+    "in_quadrant", "x1", "y1", "x2", "y2",
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Night:
+    """A simulated night on disk, and what of it is shown."""
+
+    out: Path
+    quadrants: Rows = field(init=False)
+    packets: dict[str, Path] = field(init=False)
+    sources: Rows = field(init=False)
+    artefacts: Rows = field(init=False)
+    _images: dict[tuple[str, int], F32] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.quadrants = read_truth(self.out, "quadrants")
+        files = sorted((self.out / "raw" / "sci").glob("*.fits*")) or sorted((self.out / "raw" / "ref").glob("*.fits*"))
+        if not files:
+            raise UsageError(f"{self.out} holds no exposure of the sky to look at")
+        self.packets = {path.name.split(".fits")[0]: path for path in files}
+        names = list(self.packets)
+        trails = read_truth(self.out, "artefacts", columns=("exposure",), kind=("satellite", "aircraft"))["exposure"]
+        chosen = [names[k] for k in np.unique(np.linspace(0, len(names) - 1, MOST_PACKETS).astype(int))]
+        chosen += [name for name in dict.fromkeys(trails.tolist()) if name in self.packets][:4]
+        self.sources = read_truth(self.out, "sources", columns=SOURCE_COLUMNS, exposure=chosen, in_quadrant=True)
+        artefacts = read_truth(self.out, "artefacts", exposure=chosen)
+        self.artefacts = artefacts
+
+    @property
+    def first(self) -> tuple[str, int]:
+        """The quadrant that is shown whole: the first with a trail across it, else the first of all."""
+        trails = np.flatnonzero(np.isin(self.artefacts["kind"].astype(str), ("satellite", "aircraft")))
+        if len(trails):
+            return str(self.artefacts["exposure"][trails[0]]), int(self.artefacts["rcid"][trails[0]])
+        name = next(iter(self.packets))
+        rows = self.sources["exposure"] == name
+        return name, int(self.sources["rcid"][rows].min()) if rows.any() else 4 * (int(name.split("_c")[1][:2]) - 1)
+
+    def image(self, exposure: str, rcid: int) -> F32:
+        """A raw quadrant less the level of its overscan, row by row, DN."""
+        key = exposure, rcid
+        if key not in self._images:
+            qid = identity.ccd_qid_of(rcid)[1]
+            with fits.open(self.packets[exposure]) as hdus:
+                level = np.median(hdus[qid + 4].data[:, 15:], axis=1)
+                self._images[key] = hdus[qid].data.astype(np.float32) - level[:, None].astype(np.float32)
+        return self._images[key]
+
+    @property
+    def camera(self) -> Camera:
+        """The camera that took it."""
+        shape = self.image(*self.first).shape
+        return Camera("seen", shape[1], shape[0])
+
+    def of_exposures(self) -> Rows:
+        """One row an exposure of the sky, in time order."""
+        sky = np.flatnonzero(np.isfinite(self.quadrants["airmass"].astype(float)))
+        stamps = np.array([name.split("_c")[0] for name in self.quadrants["exposure"][sky]])
+        _, once = np.unique(stamps, return_index=True)
+        rows = {name: column[sky[once]] for name, column in self.quadrants.items()}
+        order = np.argsort(rows["jd"])
+        return {name: column[order] for name, column in rows.items()}
+
+
+def draw_page(out: Path, path: Path | None = None) -> Path:
+    """Draw the page of a simulated night; ``OUT/look.png`` unless another path is given.
+
+    Raises
+    ------
+    UsageError
+        There is no simulated night in the folder, or no exposure of the sky in it.
+    """
+    night = Night(Path(out))
+    figure = Figure(figsize=(22, 29), layout="constrained", facecolor="white")
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(10, 9, 12), hspace=0.01)
+    left, right = top.subplots(1, 2)
+    draw_quadrant(left, night)
+    draw_focal_plane(right, night)
+    draw_examples(middle, night)
+    grid = bottom.add_gridspec(3, 6)
+    draw_counts(bottom.add_subplot(grid[0, :2]), night)
+    draw_colours(bottom.add_subplot(grid[0, 2:4]), night)
+    draw_census(bottom.add_subplot(grid[0, 4:]), night)
+    draw_timeline(bottom.add_subplot(grid[1, :]), night)
+    draw_light_curves(bottom.add_subplot(grid[2, :3]), night)
+    draw_tracks(bottom.add_subplot(grid[2, 3:]), night)
+    figure.suptitle(_title(night), fontsize=20)
+    path = Path(out) / "look.png" if path is None else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=75, metadata={"Software": None})
+    return path
+
+
+def _title(night: Night) -> str:
+    rows = night.of_exposures()
+    nights = len({identity.night_of(float(jd)) for jd in rows["jd"][rows["role"] == "sci"]})
+    fields = len(set(rows["field"].tolist()))
+    return (
+        f"Simulated: {len(rows['jd'])} exposures of the sky, {fields} field{'s' * (fields > 1)}, "
+        f"{nights} night{'s' * (nights != 1)}, {len(night.packets)} packets"
+    )
+
+
+def _grey(axis: Axes, image: F32, contrast: float = 0.995, **how: Any) -> None:
+    """An image in grey, from just below the sky to a high percentile."""
+    finite = image[np.isfinite(image)]
+    sky = float(np.median(finite))
+    noise = 1.4826 * float(np.median(np.abs(finite - sky))) + 1e-3
+    top = max(float(np.quantile(finite, contrast)), sky + 6 * noise)
+    shown = np.arcsinh((image - sky) / (2 * noise))
+    limits = {"vmin": np.arcsinh(-1.5), "vmax": np.arcsinh((top - sky) / (2 * noise))}
+    axis.imshow(shown, cmap="gray", origin="lower", interpolation="nearest", **limits, **how)
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+# -- whole quadrant and focal plane
+
+
+def draw_quadrant(axis: Axes, night: Night) -> None:
+    """A raw quadrant with what was put into it."""
+    exposure, rcid = night.first
+    image = night.image(exposure, rcid)
+    step = max(1, image.shape[1] // 1024)
+    ny, nx = (size // step * step for size in image.shape)
+    binned = image[:ny, :nx].reshape(ny // step, step, nx // step, step).mean(axis=(1, 3))
+    _grey(axis, binned, 0.997, extent=(-0.5, nx - 0.5, -0.5, ny - 0.5))
+    rows = (night.sources["exposure"] == exposure) & (night.sources["rcid"] == rcid)
+    for kind, ink in KIND_INK.items():
+        some = np.flatnonzero(rows & (night.sources["kind"] == kind))
+        if kind in ("star", "galaxy") or len(some) == 0:
+            continue
+        x, y = night.sources["x"][some], night.sources["y"][some]
+        axis.scatter(x, y, s=90, facecolors="none", edgecolors=ink, linewidths=1.2, label=f"{len(some)} {kind}")
+    axis.legend(loc="upper right", fontsize=10, framealpha=0.85)
+    axis.set_title(f"a raw quadrant, as stored: {exposure}, rcid {rcid}", fontsize=12)
+
+
+def draw_focal_plane(axis: Axes, night: Night) -> None:
+    """The exposure in the focal plane: FWHM and elongation of the PSF, bright stars, trails."""
+    from stream.simulate.optics import PsfField
+
+    exposure, _ = night.first
+    stamp = exposure.split("_c")[0]
+    camera = night.camera
+    half = camera.nx / 2 * camera.pixel_scale / 3600, camera.ny / 2 * camera.pixel_scale / 3600
+    places, fwhms, whiskers = [], [], []
+    for k in np.flatnonzero([str(name).startswith(stamp) for name in night.quadrants["exposure"]]):
+        if not night.quadrants["psf"][k]:
+            continue
+        psf = PsfField(camera.shape, **{name: tuple(v) for name, v in json.loads(night.quadrants["psf"][k]).items()})
+        xi, eta = quadrant_layout()[int(night.quadrants["rcid"][k])]
+        x, y = (part.ravel() for part in np.meshgrid(*(np.linspace(0.1, 0.9, 5) * n for n in (camera.nx, camera.ny))))
+        alpha, e1, e2 = psf.at(x, y)
+        east, north = half[0] * (1 - 2 * x / camera.nx), half[1] * (1 - 2 * y / camera.ny)
+        places.append(np.stack([xi + east, eta + north]))
+        fwhms.append(psf.fwhm(x, y))
+        # Stored x runs west and y south: the same axis of elongation on the sky.
+        whiskers.append(np.stack([np.hypot(e1, e2), 0.5 * np.arctan2(e2, e1), alpha]))
+    for xi, eta in quadrant_layout():
+        axis.add_patch(_box(xi, eta, *half))
+    if places:
+        xs, ys = np.concatenate(places, axis=1)
+        size, angle, _ = np.concatenate(whiskers, axis=1)
+        colours = axis.scatter(xs, ys, c=np.concatenate(fwhms), s=30, cmap="viridis")
+        axis.figure.colorbar(colours, ax=axis, label="FWHM (px)", shrink=0.75)
+        where = {"pivot": "middle", "headwidth": 0, "headlength": 0, "headaxislength": 0, "width": 0.002}
+        axis.quiver(xs, ys, size * np.cos(angle), size * np.sin(angle), scale=3.0, color="black", **where)
+    _draw_crossings(axis, night, stamp)
+    axis.set(xlim=(4.4, -4.4), ylim=(-4.4, 4.4), aspect="equal", xlabel="east (deg)", ylabel="north (deg)")
+    axis.set_title("focal plane: FWHM, elongation (whiskers), satellites (red) and aircraft (orange)", fontsize=12)
+
+
+def _box(xi: float, eta: float, half_x: float, half_y: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((xi - half_x, eta - half_y), 2 * half_x, 2 * half_y, fill=False, color="0.75", lw=0.6)
+
+
+def _draw_crossings(axis: Axes, night: Night, stamp: str) -> None:
+    for k, kind in enumerate(night.artefacts["kind"]):
+        described = night.artefacts["parameters"][k]
+        if kind in ("satellite", "aircraft") and described and str(night.artefacts["exposure"][k]).startswith(stamp):
+            line = json.loads(described)
+            ink = "red" if kind == "satellite" else "orange"
+            axis.plot([line["xi1"], line["xi2"]], [line["eta1"], line["eta2"]], color=ink, lw=1.0)
+
+
+# -- examples
+
+
+def draw_examples(figure: Any, night: Night) -> None:
+    """Zoom-ins on one of each kind, as many as there are."""
+    shown = [example for example in (find(night) for find in EXAMPLES) if example is not None]
+    axes = figure.subplots(3, 6).ravel()
+    for axis, example in zip(axes, [*shown, *[None] * 18][:18], strict=True):
+        if example is None:
+            axis.axis("off")
+            continue
+        label, exposure, rcid, (x, y), half = example
+        image = night.image(exposure, rcid)
+        low, left = max(0, round(y) - half), max(0, round(x) - half)
+        part = image[low : round(y) + half + 1, left : round(x) + half + 1]
+        _grey(axis, part, 0.999 if half < 100 else 0.995)
+        axis.set_title(label, fontsize=10.5)
+        axis.set_xlabel(f"{part.shape[1]} px", fontsize=8, labelpad=2)
+
+
+Example = tuple[str, str, int, tuple[float, float], int]
+
+
+def _source(night: Night, kind: str, label: str, half: int, variety: str = "") -> Example | None:
+    """The brightest of a kind (and variety) that lies well inside its quadrant and is not saturated."""
+    rows = night.sources
+    camera = night.camera
+    chosen = rows["kind"] == kind
+    if variety:
+        chosen &= rows["variety"] == variety
+    elif kind == "star":
+        chosen &= rows["flux"] < 1.5e5
+    x, y = rows["x"].astype(float), rows["y"].astype(float)
+    chosen &= (x > half) & (x < camera.nx - half) & (y > half) & (y < camera.ny - half)
+    best = np.flatnonzero(chosen)
+    if len(best) == 0:
+        return None
+    k = int(best[np.argmax(rows["flux"][best].astype(float))])
+    if kind == "streak":
+        half = max(half, int(0.7 * math.hypot(rows["x2"][k] - rows["x1"][k], rows["y2"][k] - rows["y1"][k])))
+    name = f"{label} {rows['designation'][k]}" if rows["designation"][k] else label
+    return f"{name}, {rows['mag'][k]:.1f} mag", str(rows["exposure"][k]), int(rows["rcid"][k]), (x[k], y[k]), half
+
+
+def _saturated(night: Night) -> Example | None:
+    rows, camera = night.sources, night.camera
+    x, y = rows["x"].astype(float), rows["y"].astype(float)
+    inside = (x > 60) & (x < camera.nx - 60) & (y > 60) & (y < camera.ny - 60)
+    best = np.flatnonzero((rows["kind"] == "star") & (rows["flux"] > 3e6) & inside)
+    if len(best) == 0:
+        return None
+    k = int(best[np.argmax(rows["flux"][best].astype(float))])
+    half = min(150, camera.nx // 6)
+    return f"saturated star, {rows['mag'][k]:.1f} mag", rows["exposure"][k], int(rows["rcid"][k]), (x[k], y[k]), half
+
+
+def _artefact(night: Night, kind: str, label: str, half: int) -> Example | None:
+    """The strongest artefact of a kind."""
+    rows = night.artefacts
+    some = np.flatnonzero((rows["kind"] == kind) & np.isin(rows["exposure"], list(night.packets)))
+    some = some[np.isfinite(rows["x"][some].astype(float))]
+    camera = night.camera
+    edge = min(half, 30)
+    x, y = rows["x"].astype(float), rows["y"].astype(float)
+    some = some[(x[some] > edge) & (x[some] < camera.nx - edge) & (y[some] > edge) & (y[some] < camera.ny - edge)]
+    if len(some) == 0:
+        return None
+    size = rows["npix"][some].astype(float)
+    k = int(some[np.argmax(np.nan_to_num(size))])
+    half = min(half, camera.nx // 3)
+    return label, str(rows["exposure"][k]), int(rows["rcid"][k]), (float(x[k]), float(y[k])), half
+
+
+def _flashing(night: Night) -> Example | None:
+    """A satellite that tumbles."""
+    rows = night.artefacts
+    for k in np.flatnonzero(rows["kind"] == "satellite"):
+        described = json.loads(rows["parameters"][k] or "{}")
+        if described.get("period") and rows["npix"][k] > 300:
+            place = float(rows["x"][k]), float(rows["y"][k])
+            return "tumbling satellite", str(rows["exposure"][k]), int(rows["rcid"][k]), place, night.camera.nx // 5
+    return None
+
+
+EXAMPLES: tuple[Callable[[Night], Example | None], ...] = (
+    partial(_source, kind="star", label="star", half=20),
+    _saturated,
+    partial(_source, kind="galaxy", label="galaxy", half=30),
+    partial(_source, kind="transient", label="supernova", half=25, variety="supernova"),
+    partial(_source, kind="transient", label="nuclear transient", half=25, variety="nuclear"),
+    partial(_source, kind="transient", label="hostless transient", half=25, variety="hostless"),
+    partial(_source, kind="variable", label="dwarf nova", half=25, variety="dwarf_nova"),
+    partial(_source, kind="variable", label="flare star", half=25, variety="flare"),
+    partial(_source, kind="variable", label="fader", half=25, variety="fader"),
+    partial(_source, kind="asteroid", label="asteroid", half=20),
+    partial(_source, kind="comet", label="comet", half=70),
+    partial(_source, kind="streak", label="near-Earth", half=25),
+    partial(_artefact, kind="satellite", label="satellite", half=150),
+    _flashing,
+    partial(_artefact, kind="aircraft", label="aircraft", half=400),
+    partial(_artefact, kind="cosmic_ray", label="cosmic ray", half=25),
+    partial(_artefact, kind="ghost", label="ghost of a bright star", half=400),
+    partial(_artefact, kind="halo", label="halo of a bright star", half=450),
+)
+
+
+# -- the sky, the night, what changes
+
+
+def draw_counts(axis: Axes, night: Night) -> None:
+    """Sources by magnitude in one quadrant, a square degree."""
+    exposure, rcid = night.first
+    rows = (night.sources["exposure"] == exposure) & (night.sources["rcid"] == rcid)
+    camera = night.camera
+    area = camera.nx * camera.ny * (camera.pixel_scale / 3600) ** 2
+    edges = np.arange(11.0, 22.6, 0.5)
+    for kind, ink in (("star", "black"), ("galaxy", "#5d8a2a"), ("variable", "#e08a00"), ("transient", "#d62828")):
+        mags = night.sources["mag"][rows & (night.sources["kind"] == kind)]
+        counts = np.histogram(mags, edges)[0] / area / 0.5
+        axis.stairs(np.where(counts > 0, counts, np.nan), edges, color=ink, label=kind, lw=1.8, baseline=None)
+    axis.set(yscale="log", xlabel=f"{FILTER[_fid(exposure)]} (mag)", ylabel="a square degree and magnitude")
+    axis.legend(fontsize=9)
+    axis.set_title("number counts")
+
+
+def _fid(exposure: str) -> int:
+    return {"zg": 1, "zr": 2, "zi": 3}[exposure.split("_")[3]]
+
+
+def draw_colours(axis: Axes, night: Night) -> None:
+    """The stellar locus and the galaxies, as the Pan-STARRS1 table lists them."""
+    columns = ("gMeanPSFMag", "rMeanPSFMag", "iMeanPSFMag", "ps_score")
+    table = pq.read_table(night.out / "ps1.parquet", columns=list(columns))
+    g, r, i, score = (np.asarray(table[name]) for name in columns)
+    good = (g > 0) & (r > 0) & (i > 0) & (r < 20)
+    for chosen, ink, label in ((score < 0.5, "#5d8a2a", "galaxies"), (score >= 0.5, "black", "stars")):
+        some = np.flatnonzero(good & chosen)[:6000]
+        axis.scatter(g[some] - r[some], r[some] - i[some], s=2, color=ink, alpha=0.35, label=label)
+    axis.set(xlim=(-0.6, 2.0), ylim=(-0.4, 2.2), xlabel="g - r", ylabel="r - i")
+    axis.legend(fontsize=9, markerscale=4)
+    axis.set_title("colours in ps1.parquet (r < 20)")
+
+
+def draw_census(axis: Axes, night: Night) -> None:
+    """How many of each kind are in the exposures that were looked into."""
+    kinds, varieties = night.sources["kind"].astype(str), night.sources["variety"]
+    names = np.array([f"{k}: {v}" if v and k not in ("star",) else k for k, v in zip(kinds, varieties, strict=True)])
+    _, once = np.unique(night.sources["truth_id"], return_index=True)
+    found = list(zip(*np.unique(names[once], return_counts=True), strict=True))
+    _, marks = np.unique(night.artefacts["kind"].astype(str), return_inverse=True)
+    counted = np.bincount(marks) if len(marks) else np.zeros(0, int)
+    found += list(zip(sorted(set(night.artefacts["kind"].astype(str).tolist())), counted, strict=True))
+    axis.axis("off")
+    half = (len(found) + 1) // 2
+    for column, part in enumerate((found[:half], found[half:])):
+        for row, (name, count) in enumerate(part):
+            y = 0.95 - row * 0.9 / max(half, 1)
+            axis.text(0.02 + 0.52 * column, y, name, fontsize=9.5, transform=axis.transAxes)
+            axis.text(0.46 + 0.52 * column, y, f"{count}", fontsize=9.5, ha="right", transform=axis.transAxes)
+    axis.set_title(f"in {len(set(night.sources['exposure'].tolist()))} packets looked into: sources and artefacts")
+
+
+def draw_timeline(axis: Axes, night: Night) -> None:
+    """Airmass, seeing, cloud and moon of the science exposures; nights follow one another."""
+    rows = night.of_exposures()
+    science = rows["role"] == "sci" if (rows["role"] == "sci").any() else np.ones(len(rows["jd"]), bool)
+    rows = {name: column[science] for name, column in rows.items()}
+    start = np.floor(rows["jd"] - 0.5)
+    nights = np.unique(start)
+    hours = (rows["jd"] - 0.5 - start) * 24 + 14.0 * np.searchsorted(nights, start)
+    for fid, ink in INK.items():
+        some = rows["fid"] == fid
+        if some.any():
+            axis.scatter(hours[some], rows["airmass"][some], s=12, color=ink, label=f"airmass, {FILTER[fid]}")
+            axis.scatter(
+                hours[some], rows["seeing"][some], s=12, color=ink, marker="x", label=f"seeing (px), {FILTER[fid]}"
+            )
+    axis.scatter(hours, 5 * rows["transparency"].astype(float), s=8, color="0.55", marker="s", label="loss x 5 (mag)")
+    moon = np.clip(rows["moon_altitude"].astype(float) / 30.0, 0, None)
+    axis.fill_between(hours, 0, moon, step="mid", color="#f2d16b", alpha=0.45, label="moon's altitude / 30 deg")
+    axis.set(ylim=(0, max(4.0, 1.1 * float(np.nanmax(rows["seeing"].astype(float))))), xlabel="UT (h)")
+    ticks = [14.0 * k + hour for k in range(len(nights)) for hour in range(2, 14, 2)]
+    axis.set_xticks(ticks, [f"{tick % 14:.0f}" for tick in ticks])
+    for k, midnight in enumerate(nights):
+        label = f"{identity.utc_of(float(midnight) + 0.75):%Y-%m-%d}"
+        axis.text(14.0 * k + 7.5, 0.97 * axis.get_ylim()[1], label, ha="center", va="top", fontsize=11)
+    first, last = float(hours.min()), float(hours.max())
+    axis.set_xlim(first - 0.3 - 0.02 * (last - first), last + 0.3 + 0.02 * (last - first))
+    axis.legend(fontsize=9, ncols=5, loc="lower right")
+    axis.set_title("the science exposures in time")
+
+
+def draw_light_curves(axis: Axes, night: Night) -> None:
+    """What changes most, over references and science, each in its own filter and at its own height."""
+    rows = night.sources
+    chosen: list[int] = []
+    for kind, variety in (("transient", None), ("variable", "fader"), ("variable", "dwarf_nova"), ("variable", "flare"),
+                          ("variable", "rr_lyrae"), ("variable", "eclipsing"), ("variable", "pulsator")):  # fmt: skip
+        of_kind = (rows["kind"] == kind) & ((rows["variety"] == variety) if variety else True)
+        some = np.flatnonzero(of_kind)
+        brightest = some[np.argsort(rows["mag"][some].astype(float))]
+        found = list(dict.fromkeys(rows["truth_id"][brightest].tolist()))
+        chosen += found[: 4 if variety is None else 2]
+    curves = read_truth(night.out, "sources", columns=SOURCE_COLUMNS, truth_id=chosen) if chosen else None
+    zero = float(night.of_exposures()["jd"].max()) if chosen else 0.0
+    for identifier in chosen[:CURVES] if curves is not None else []:
+        of = (curves["truth_id"] == identifier) & curves["in_quadrant"].astype(bool)
+        order = np.flatnonzero(of)[np.argsort(curves["jd_mid"][of])]
+        if len(order) == 0:
+            continue
+        name = curves["variety"][order[0]] or curves["kind"][order[0]]
+        fids = np.array([_fid(str(exposure)) for exposure in curves["exposure"][order]])
+        days = curves["jd_mid"][order] - zero
+        axis.plot(days, curves["mag"][order], color="0.8", lw=0.8, zorder=1)
+        axis.scatter(days, curves["mag"][order], s=14, c=[INK[fid] for fid in fids.tolist()], zorder=2)
+        axis.annotate(
+            name, (days[-1], curves["mag"][order[-1]]), xytext=(5, -3), textcoords="offset points", fontsize=8
+        )
+    axis.set(xlabel="days before the last exposure", ylabel="mag", ylim=(24.5, 13.5))
+    axis.margins(x=0.12)
+    axis.set_xscale("symlog", linthresh=0.02)
+    axis.set_title("true light curves (g green, r red, i violet; references on the left)")
+
+
+def draw_tracks(axis: Axes, night: Night) -> None:
+    """How movers move from exposure to exposure, each from where it was first seen."""
+    wanted = ("truth_id", "kind", "variety", "jd_mid", "ra", "dec")
+    rows = read_truth(night.out, "sources", columns=wanted, kind=("asteroid", "comet", "streak"), role="sci")
+    inks = {
+        "main_belt": "#1d70b8",
+        "hungaria": "#2a9d5c",
+        "trojan": "#7b3fa0",
+        "near_earth": "#d62828",
+        "comet": "#e08a00",
+    }
+    labelled: set[str] = set()
+    for identifier in np.unique(rows["truth_id"])[:300]:
+        of = np.flatnonzero(rows["truth_id"] == identifier)
+        of = of[np.argsort(rows["jd_mid"][of])]
+        if rows["kind"][of[0]] == "streak":
+            continue
+        ra, dec = rows["ra"][of], rows["dec"][of]
+        east = 60 * ((ra - ra[0] + 180) % 360 - 180) * np.cos(np.radians(dec[0]))
+        name = str(rows["variety"][of[0]])
+        label = None if name in labelled else name.replace("_", " ")
+        labelled.add(name)
+        axis.plot(east, 60 * (dec - dec[0]), "o-", ms=3, lw=0.8, color=inks.get(name, "0.5"), label=label)
+    axis.axhline(0, color="0.9", zorder=0)
+    axis.axvline(0, color="0.9", zorder=0)
+    axis.invert_xaxis()
+    if labelled:
+        axis.legend(fontsize=9)
+    axis.set(xlabel="east (arcmin)", ylabel="north (arcmin)", title="movers from where they were first seen")
