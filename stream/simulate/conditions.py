@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.special import ndtr
 
 from stream.core import identity
@@ -119,15 +120,11 @@ def weather_of(plan: NightPlan, midnight: float) -> Weather:
 
 
 def _wander(rng: np.random.Generator, n: int, memory: float) -> F64:
-    """A stationary random walk of unit variance that forgets over ``memory`` steps (Ornstein and Uhlenbeck)."""
-    keep = math.exp(-1.0 / memory)
-    steps = rng.normal(size=n)
-    out = np.empty(n)
-    value = steps[0]
-    for k in range(n):
-        value = keep * value + math.sqrt(1 - keep * keep) * steps[k] if k else steps[0]
-        out[k] = value
-    return out
+    """A smooth stationary random curve of unit variance that forgets over ``memory`` steps."""
+    width = 0.5 * memory
+    edge = math.ceil(4 * width)
+    smooth = ndimage.gaussian_filter1d(rng.normal(size=n + 2 * edge), width)[edge : edge + n]
+    return np.asarray(smooth * math.sqrt(2.0 * width * math.sqrt(math.pi)))
 
 
 def under_the_sky(

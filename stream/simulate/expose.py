@@ -15,12 +15,13 @@ from stream.core import identity
 from stream.core.pocket import pocket_of
 from stream.simulate import air, detector, electronics, fields, flats, ghosts, painter, rays
 from stream.simulate.air import zeropoint
+from stream.simulate.crossings import paint_crossings
 from stream.simulate.electronics import Amplifier
 from stream.simulate.events import sky_of
 from stream.simulate.facts import conditions, hit_rows
 from stream.simulate.files import packet_path, primary_header, write_packet
 from stream.simulate.lightcurves import VARIETIES, magnitudes_at
-from stream.simulate.moving import paint_crossings, paint_movers, who
+from stream.simulate.moving import paint_movers, who
 from stream.simulate.optics import PsfField, Wcs, psf_field, quadrant_place, true_wcs
 from stream.simulate.orbits import earth_barycentric
 from stream.simulate.plan import NightPlan, SimExposure, seeded
@@ -71,7 +72,9 @@ def paint_quadrant(plan: NightPlan, exposure: SimExposure, rcid: int) -> tuple[F
         paint_movers(plan, exposure, rcid, image, wcs, psf),
     ]
     artefacts = _paint_reflections(plan, exposure, rcid, image, wcs)
-    return image, sources, [*artefacts, *paint_crossings(plan, exposure, rcid, image)]
+    trails = paint_crossings(plan, exposure, rcid, image, amplifier_of(plan, exposure, rcid).gain)
+    frame = {"rcid": rcid, "exposure": who(exposure, rcid)["exposure"]}
+    return image, sources, [*artefacts, *({**row, **frame} for row in trails)]
 
 
 def paint_sky(plan: NightPlan, exposure: SimExposure, rcid: int) -> F32:
@@ -155,8 +158,10 @@ def _bright_places(plan: NightPlan, exposure: SimExposure, rcid: int, wcs: Wcs) 
     ra0, dec0 = telescope_pointing(exposure)
     xi, eta = sky_to_tangent(ra0, dec0, ra, dec)
     x, y = place.pixels_of(xi, eta)
-    near = wcs.is_near(ra, dec)
-    x[near], y[near] = wcs.to_pixel(ra[near], dec[near])
+    near = np.flatnonzero(wcs.is_near(ra, dec))
+    exact = np.stack(wcs.to_pixel(ra[near], dec[near]))
+    found = np.isfinite(exact).all(axis=0)  # far outside a very small quadrant the distortion has no inverse
+    x[near[found]], y[near[found]] = exact[:, found]
     return {
         "truth_id": table["truth_id"], "v": v_magnitude(table),
         "flux": 10 ** (0.4 * (magzp + clrcoeff * colour - mag)), "xi": xi, "eta": eta, "x": x, "y": y,

@@ -114,7 +114,8 @@ def draw_page(out: Path, path: Path | None = None) -> Path:
     """
     night = Night(Path(out))
     figure = Figure(figsize=(22, 29), layout="constrained", facecolor="white")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(10, 9, 12), hspace=0.01)
+    parts: Any = figure.subfigures(3, 1, height_ratios=(10, 9, 12), hspace=0.01)
+    top, middle, bottom = parts
     left, right = top.subplots(1, 2)
     draw_quadrant(left, night)
     draw_focal_plane(right, night)
@@ -192,7 +193,8 @@ def draw_focal_plane(axis: Axes, night: Night) -> None:
             continue
         psf = PsfField(camera.shape, **{name: tuple(v) for name, v in json.loads(night.quadrants["psf"][k]).items()})
         xi, eta = quadrant_layout()[int(night.quadrants["rcid"][k])]
-        x, y = (part.ravel() for part in np.meshgrid(*(np.linspace(0.1, 0.9, 5) * n for n in (camera.nx, camera.ny))))
+        at = np.linspace(0.1, 0.9, 5) if camera.nx > 2000 else np.array([0.5])
+        x, y = (part.ravel() for part in np.meshgrid(at * camera.nx, at * camera.ny))
         alpha, e1, e2 = psf.at(x, y)
         east, north = half[0] * (1 - 2 * x / camera.nx), half[1] * (1 - 2 * y / camera.ny)
         places.append(np.stack([xi + east, eta + north]))
@@ -206,8 +208,10 @@ def draw_focal_plane(axis: Axes, night: Night) -> None:
         size, angle, _ = np.concatenate(whiskers, axis=1)
         colours = axis.scatter(xs, ys, c=np.concatenate(fwhms), s=30, cmap="viridis")
         axis.figure.colorbar(colours, ax=axis, label="FWHM (px)", shrink=0.75)
-        where = {"pivot": "middle", "headwidth": 0, "headlength": 0, "headaxislength": 0, "width": 0.002}
-        axis.quiver(xs, ys, size * np.cos(angle), size * np.sin(angle), scale=3.0, color="black", **where)
+        # A whisker of a sixth of a degree is an elongation of a tenth.
+        how = {"pivot": "middle", "headwidth": 0, "headlength": 0, "headaxislength": 0, "width": 0.012, "scale": 0.6}
+        how |= {"angles": "xy", "scale_units": "xy", "units": "xy", "color": "black"}
+        axis.quiver(xs, ys, size * np.cos(angle), size * np.sin(angle), **how)
     _draw_crossings(axis, night, stamp)
     axis.set(xlim=(4.4, -4.4), ylim=(-4.4, 4.4), aspect="equal", xlabel="east (deg)", ylabel="north (deg)")
     axis.set_title("focal plane: FWHM, elongation (whiskers), satellites (red) and aircraft (orange)", fontsize=12)
@@ -408,48 +412,59 @@ def draw_timeline(axis: Axes, night: Night) -> None:
     axis.scatter(hours, 5 * rows["transparency"].astype(float), s=8, color="0.55", marker="s", label="loss x 5 (mag)")
     moon = np.clip(rows["moon_altitude"].astype(float) / 30.0, 0, None)
     axis.fill_between(hours, 0, moon, step="mid", color="#f2d16b", alpha=0.45, label="moon's altitude / 30 deg")
-    axis.set(ylim=(0, max(4.0, 1.1 * float(np.nanmax(rows["seeing"].astype(float))))), xlabel="UT (h)")
+    axis.set(ylim=(0, max(4.5, 1.5 * float(np.nanmax(rows["seeing"].astype(float))))), xlabel="UT (h)")
     ticks = [14.0 * k + hour for k in range(len(nights)) for hour in range(2, 14, 2)]
     axis.set_xticks(ticks, [f"{tick % 14:.0f}" for tick in ticks])
-    for k, midnight in enumerate(nights):
+    for midnight in nights:
         label = f"{identity.utc_of(float(midnight) + 0.75):%Y-%m-%d}"
-        axis.text(14.0 * k + 7.5, 0.97 * axis.get_ylim()[1], label, ha="center", va="top", fontsize=11)
+        axis.text(float(hours[start == midnight].min()), 0.97 * axis.get_ylim()[1], label, va="top", fontsize=11)
     first, last = float(hours.min()), float(hours.max())
     axis.set_xlim(first - 0.3 - 0.02 * (last - first), last + 0.3 + 0.02 * (last - first))
-    axis.legend(fontsize=9, ncols=5, loc="lower right")
+    axis.legend(fontsize=9, ncols=5, loc="upper right")
     axis.set_title("the science exposures in time")
 
 
 def draw_light_curves(axis: Axes, night: Night) -> None:
-    """What changes most, over references and science, each in its own filter and at its own height."""
-    rows = night.sources
-    chosen: list[int] = []
-    for kind, variety in (("transient", None), ("variable", "fader"), ("variable", "dwarf_nova"), ("variable", "flare"),
-                          ("variable", "rr_lyrae"), ("variable", "eclipsing"), ("variable", "pulsator")):  # fmt: skip
-        of_kind = (rows["kind"] == kind) & ((rows["variety"] == variety) if variety else True)
-        some = np.flatnonzero(of_kind)
-        brightest = some[np.argsort(rows["mag"][some].astype(float))]
-        found = list(dict.fromkeys(rows["truth_id"][brightest].tolist()))
-        chosen += found[: 4 if variety is None else 2]
-    curves = read_truth(night.out, "sources", columns=SOURCE_COLUMNS, truth_id=chosen) if chosen else None
-    zero = float(night.of_exposures()["jd"].max()) if chosen else 0.0
-    for identifier in chosen[:CURVES] if curves is not None else []:
-        of = (curves["truth_id"] == identifier) & curves["in_quadrant"].astype(bool)
-        order = np.flatnonzero(of)[np.argsort(curves["jd_mid"][of])]
-        if len(order) == 0:
+    """What changes most, over references and science, exposure by exposure."""
+    chosen = _changing(night)
+    curves = read_truth(night.out, "sources", columns=SOURCE_COLUMNS, truth_id=chosen or [-1])
+    exposures = night.of_exposures()
+    times = exposures["jd_mid"].astype(float)
+    for identifier in chosen[:CURVES]:
+        of = np.flatnonzero((curves["truth_id"] == identifier) & curves["in_quadrant"].astype(bool))
+        if len(of) == 0:
             continue
-        name = curves["variety"][order[0]] or curves["kind"][order[0]]
-        fids = np.array([_fid(str(exposure)) for exposure in curves["exposure"][order]])
-        days = curves["jd_mid"][order] - zero
-        axis.plot(days, curves["mag"][order], color="0.8", lw=0.8, zorder=1)
-        axis.scatter(days, curves["mag"][order], s=14, c=[INK[fid] for fid in fids.tolist()], zorder=2)
-        axis.annotate(
-            name, (days[-1], curves["mag"][order[-1]]), xytext=(5, -3), textcoords="offset points", fontsize=8
-        )
-    axis.set(xlabel="days before the last exposure", ylabel="mag", ylim=(24.5, 13.5))
-    axis.margins(x=0.12)
-    axis.set_xscale("symlog", linthresh=0.02)
-    axis.set_title("true light curves (g green, r red, i violet; references on the left)")
+        of = of[np.argsort(curves["jd_mid"][of])]
+        fids = [_fid(str(exposure)) for exposure in curves["exposure"][of]]
+        turn = np.searchsorted(times, curves["jd_mid"][of] - 1e-6)
+        axis.plot(turn, curves["mag"][of], color="0.8", lw=0.8, zorder=1)
+        axis.scatter(turn, curves["mag"][of], s=14, c=[INK[fid] for fid in fids], zorder=2)
+        name = str(curves["variety"][of[0]] or curves["kind"][of[0]])
+        last = (float(turn[-1]), float(curves["mag"][of[-1]]))
+        axis.annotate(name, last, xytext=(5, -3), textcoords="offset points", fontsize=8)
+    breaks = np.flatnonzero(np.diff(times) > 0.3) + 0.5
+    for place in breaks if len(breaks) < 30 else []:
+        axis.axvline(place, color="0.9", lw=0.8, zorder=0)
+    axis.axvline(int((exposures["role"] == "ref").sum()) - 0.5, color="0.4", lw=1.0)
+    axis.set(xlabel="exposure (nights between thin lines; references left of the dark one)", ylabel="mag")
+    axis.set(ylim=(24.5, 13.5), xlim=(-0.5, 1.12 * len(times)))
+    axis.set_title("true light curves (g green, r red, i violet)")
+
+
+def _changing(night: Night) -> list[int]:
+    """Identifiers of the brightest transients and variables of each variety."""
+    rows = night.sources
+    wanted = (
+        ("transient", "supernova", 2), ("transient", "nuclear", 1), ("transient", "hostless", 1),
+        ("variable", "fader", 2), ("variable", "dwarf_nova", 2), ("variable", "flare", 1), ("variable", "rr_lyrae", 1),
+        ("variable", "eclipsing", 1), ("variable", "pulsator", 1),
+    )  # fmt: skip
+    chosen: list[int] = []
+    for kind, variety, count in wanted:
+        some = np.flatnonzero((rows["kind"] == kind) & (rows["variety"] == variety))
+        brightest = some[np.argsort(rows["mag"][some].astype(float))]
+        chosen += list(dict.fromkeys(rows["truth_id"][brightest].tolist()))[:count]
+    return chosen
 
 
 def draw_tracks(axis: Axes, night: Night) -> None:

@@ -163,27 +163,3 @@ def paint_stars_of_size(image: F32, x: F64, y: F64, flux: F64, psf: PsfField, si
         stamps = psf.stamps(x[part], y[part], size)
         stamps *= flux[part].astype(np.float32)[:, None, None]
         add_stamps(image, x[part], y[part], stamps)
-
-
-def paint_line(image: F32, place: tuple[float, float], angle: float, light: float, fwhm: float) -> int:
-    """Add an endless straight line (a satellite): ``light`` DN per px of length through (x, y) at ``angle`` (rad).
-
-    Returns the number of pixels that got more than a tenth of the line's peak.
-    """
-    c, s = math.cos(angle), math.sin(angle)
-    sigma = fwhm / 2.355
-    reach = math.ceil(5 * sigma / max(abs(c), abs(s))) + 1
-    flat = abs(c) >= abs(s)  # walk along x, or along y
-    target = image if flat else image.T
-    x0, y0 = place if flat else place[::-1]
-    run, rise = (c, s) if flat else (s, c)
-    along = np.arange(target.shape[1])
-    centre = y0 + (along - x0) * rise / run
-    rows = np.rint(centre).astype(int)[None, :] + np.arange(-reach, reach + 1)[:, None]
-    distance = (rows - centre[None, :]) * abs(run)
-    values = light / (math.sqrt(2 * math.pi) * sigma) * np.exp(-0.5 * (distance / sigma) ** 2)
-    inside = (rows >= 0) & (rows < target.shape[0])
-    columns = np.broadcast_to(along[None, :], rows.shape)
-    target[rows[inside], columns[inside]] += values[inside].astype(np.float32)
-    peak = light / (math.sqrt(2 * math.pi) * sigma)
-    return int((values[inside] > 0.1 * peak).sum())

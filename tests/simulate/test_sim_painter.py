@@ -13,7 +13,6 @@ from stream.simulate.optics import PsfField
 from stream.simulate.painter import (
     STAMP_SIZES,
     paint_galaxies,
-    paint_line,
     paint_stars,
     paint_trail,
     psf_weights,
@@ -119,18 +118,6 @@ def test_a_trail_has_its_flux_middle_and_length():
     spread = math.sqrt((image * u * u).sum() / image.sum())
     width = PSF.at(100, 95)[0]
     assert spread == pytest.approx(math.sqrt(length**2 / 12 + width**2), rel=0.03)
-
-
-@pytest.mark.parametrize("angle", [0.0, 0.4, 1.2, math.pi / 2, 2.0])
-def test_a_line_has_its_light_at_every_angle(angle):
-    image = blank()
-    npix = paint_line(image, (100.0, 90.0), angle, 200.0, 2.5)
-    y, x = np.indices(image.shape)
-    disc = np.hypot(x - 100, y - 90) < 60
-    assert image[disc].sum() == pytest.approx(200.0 * 120, rel=0.03)
-    across = np.abs((x - 100) * math.sin(angle) - (y - 90) * math.cos(angle))
-    assert image[across > 8].max() < 0.01
-    assert npix > 200
 
 
 def test_truth_places_and_fluxes_hold_on_the_painted_quadrant():
