@@ -306,14 +306,18 @@ def _artefact(night: Night, kind: str, label: str, half: int) -> Example | None:
 
 
 def _flashing(night: Night) -> Example | None:
-    """A satellite that tumbles."""
+    """The brightest satellite that tumbles."""
     rows = night.artefacts
-    for k in np.flatnonzero(rows["kind"] == "satellite"):
-        described = json.loads(rows["parameters"][k] or "{}")
-        if described.get("period") and rows["npix"][k] > 300:
-            place = float(rows["x"][k]), float(rows["y"][k])
-            return "tumbling satellite", str(rows["exposure"][k]), int(rows["rcid"][k]), place, night.camera.nx // 5
-    return None
+    tumbling = [
+        k
+        for k in np.flatnonzero(rows["kind"] == "satellite").tolist()
+        if json.loads(rows["parameters"][k] or "{}").get("period") and rows["npix"][k] > 300
+    ]
+    if not tumbling:
+        return None
+    k = max(tumbling, key=lambda k: float(rows["strength"][k]))
+    place = float(rows["x"][k]), float(rows["y"][k])
+    return "tumbling satellite", str(rows["exposure"][k]), int(rows["rcid"][k]), place, night.camera.nx // 5
 
 
 EXAMPLES: tuple[Callable[[Night], Example | None], ...] = (
@@ -420,8 +424,8 @@ def draw_timeline(axis: Axes, night: Night) -> None:
         axis.text(float(hours[start == midnight].min()), 0.97 * axis.get_ylim()[1], label, va="top", fontsize=11)
     first, last = float(hours.min()), float(hours.max())
     axis.set_xlim(first - 0.3 - 0.02 * (last - first), last + 0.3 + 0.02 * (last - first))
-    axis.legend(fontsize=9, ncols=5, loc="upper right")
-    axis.set_title("the science exposures in time")
+    axis.legend(fontsize=9, ncols=8, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    axis.set_title("the science exposures in time", loc="left")
 
 
 def draw_light_curves(axis: Axes, night: Night) -> None:

@@ -8,8 +8,9 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from stream.cli.simulate import numbers, simulate
+from stream.cli.simulate import effects_of, filter_numbers, numbers, simulate
 from stream.core.errors import UsageError
+from stream.simulate import read_truth
 
 app = Typer()
 app.command()(simulate)
@@ -40,7 +41,19 @@ def test_a_person_gets_a_sentence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [("--camera", "tiny"), ("--filter", "u"), ("--ccds", "17"), ("--ccds", "one"), ("--field", "99999")]
+    "words",
+    [
+        ("--camera", "tiny"),
+        ("--filter", "u"),
+        ("--ccds", "17"),
+        ("--ccds", "one"),
+        ("--field", "99999"),
+        ("--without", "gravity"),
+        ("--with", "gravity"),
+        ("--survey", "--filters", "gx"),
+        ("--survey", "--field-list", "99999"),
+        ("--survey", "--fields", "900"),
+    ],
 )
 def test_what_cannot_be_is_an_error_that_says_so(words, tmp_path):
     result = run("--out", str(tmp_path), *words)
@@ -54,6 +67,40 @@ def test_help_names_the_folder_and_the_seeds():
     assert result.exit_code == 0
     for word in ("--out", "--seed", "--ccds", "--camera"):
         assert word in result.stdout
+
+
+def test_a_survey_of_three_nights_with_its_page(tmp_path):
+    result = run(
+        "--out", str(tmp_path), "--camera", "small", "--survey", "--nights", "3", "--fields", "1", "--visits", "1",
+        "--filters", "r", "--references", "1", "--calibrations", "0", "--ccds", "7", "--workers", "1", "--look",
+        "--json", "--without", "ghosts,halos,crosstalk", "--asteroids", "1",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    nights = {name.split("/")[-1].split("_")[1][:8] for name in summary["science"]}
+    assert nights == {"20201005", "20201006", "20201007"}
+    assert len(summary["reference"]) == 1
+    assert summary["look"] == str(tmp_path / "look.png")
+    assert (tmp_path / "look.png").is_file()
+    instrument = read_truth(tmp_path, "instrument")
+    on = json.loads(instrument["effects"][0])
+    assert "spikes" in on
+    assert not {"ghosts", "halos", "crosstalk"} & set(on)
+
+
+def test_effects_are_switched_by_name():
+    from stream.simulate import Effects
+
+    assert effects_of(None, None) == Effects()
+    assert effects_of("ghosts, spikes", "pocket") == Effects().without("ghosts", "spikes").including("pocket")
+    assert effects_of("all", "halos") == Effects.only("halos")
+    assert effects_of(None, "all") == Effects.only(*Effects.names())
+
+
+def test_lists_of_filters():
+    assert filter_numbers("gri") == (1, 2, 3)
+    assert filter_numbers("r,g") == (2, 1)
+    assert filter_numbers("zi") == (3,)
 
 
 def test_lists_of_numbers():

@@ -342,9 +342,9 @@ def test_variables_vary_with_their_period_and_others_do_not(sky):
     variables = sky[sky["kind"] == VARIABLE]
     assert set(variables["variety"].tolist()) <= set(lightcurves.PERIODIC)
     assert len(variables) > 3
-    for k in range(len(variables)):
+    for k in range(min(len(variables), 12)):
         one = variables[k : k + 1]
-        cycle = np.linspace(0, 1, 2000)
+        cycle = np.linspace(0, 1, 400)
         mags = np.array([magnitudes_at(one, 2459127.0 + t * float(one["period"][0]), 2)[0][0] for t in cycle])
         assert np.ptp(mags) == pytest.approx(2 * one["amplitude"][0], rel=0.02)
         again = magnitudes_at(one, 2459127.0 + 3 * float(one["period"][0]), 2)[0][0]
