@@ -12,6 +12,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from stream.core import identity
+from stream.simulate import almanac
 from stream.simulate.electronics import Amplifier
 from stream.simulate.plan import NightPlan, SimExposure, seeded
 
@@ -100,39 +101,12 @@ def _weather(plan: NightPlan, exposure: SimExposure) -> list[Card]:
     return cards
 
 
-def _sun_and_moon(jd: float) -> tuple[float, float, float, float, float, float]:
-    """Sun's right ascension and declination, the Moon's, the lit fraction and the waxing sign; to a degree or so.
-
-    Mean longitudes with the largest terms (Meeus, Astronomical Algorithms, ch. 25 and 47).
-    """
-    d = jd - 2_451_545.0
-    g = math.radians((357.529 + 0.98560028 * d) % 360)
-    sun = math.radians((280.459 + 0.98564736 * d) % 360 + 1.915 * math.sin(g) + 0.020 * math.sin(2 * g))
-    anomaly = math.radians((134.963 + 13.064993 * d) % 360)
-    moon = math.radians((218.316 + 13.176396 * d) % 360 + 6.289 * math.sin(anomaly))
-    latitude = math.radians(5.128 * math.sin(math.radians((93.272 + 13.229350 * d) % 360)))
-    places = []
-    tilt = math.radians(23.439)
-    for lon, lat in ((sun, 0.0), (moon, latitude)):
-        x, y, z = math.cos(lat) * math.cos(lon), math.cos(lat) * math.sin(lon), math.sin(lat)
-        y, z = y * math.cos(tilt) - z * math.sin(tilt), y * math.sin(tilt) + z * math.cos(tilt)
-        places += [math.degrees(math.atan2(y, x)) % 360, math.degrees(math.asin(z))]
-    elongation = math.acos(max(-1.0, min(1.0, math.cos(latitude) * math.cos(moon - sun))))
-    waxing = 1.0 if (moon - sun) % (2 * math.pi) < math.pi else -1.0
-    return places[0], places[1], places[2], places[3], 0.5 * (1 - math.cos(elongation)), waxing
-
-
-def _altitude(ra: float, dec: float, lst: float) -> float:
-    """Altitude (deg) over Palomar."""
-    hour, d, site = math.radians(lst - ra), math.radians(dec), math.radians(LATITUDE)
-    return math.degrees(math.asin(math.sin(site) * math.sin(d) + math.cos(site) * math.cos(d) * math.cos(hour)))
-
-
 def _pointing(exposure: SimExposure) -> list[Card]:
     """Nominal pointing, hour angle, airmass, Sun and Moon."""
     ra, dec = exposure.ra, exposure.dec
     lst = (math.degrees(erfa.era00(exposure.jd, 0.0)) + LONGITUDE) % 360.0
-    sun_ra, sun_dec, moon_ra, moon_dec, lit, waxing = _sun_and_moon(exposure.jd)
+    moon = almanac.moon(exposure.jd)
+    sun_altitude = float(almanac.altitude(*almanac.sun(exposure.jd), exposure.jd))
     hour_angle = (lst - ra + 180) % 360 - 180
     return [
         ("OBJRAD", ra, "Object right ascension (deg)"),
@@ -153,11 +127,11 @@ def _pointing(exposure: SimExposure) -> list[Card]:
         ("HOURANGD", round(hour_angle / 15, 6), "Hour angle (h)"),
         ("PROGRMPI", "Simulator", "Queue program PI"),
         ("QCOMMENT", "all_sky", "Queue comment"),
-        ("SUNALT", round(_altitude(sun_ra, sun_dec, lst), 3), "Sun altitude (deg)"),
-        ("MOONRA", round(moon_ra, 3), "Moon J2000.0 R.A. (deg)"),
-        ("MOONDEC", round(moon_dec, 3), "Moon J2000.0 Dec. (deg)"),
-        ("MOONALT", round(_altitude(moon_ra, moon_dec, lst), 3), "Moon altitude (deg)"),
-        ("MOONILLF", round(waxing * lit, 5), "Moon illuminated fraction (frac)"),
+        ("SUNALT", round(sun_altitude, 3), "Sun altitude (deg)"),
+        ("MOONRA", round(moon.ra, 3), "Moon J2000.0 R.A. (deg)"),
+        ("MOONDEC", round(moon.dec, 3), "Moon J2000.0 Dec. (deg)"),
+        ("MOONALT", round(moon.altitude, 3), "Moon altitude (deg)"),
+        ("MOONILLF", round(moon.lit if moon.waxing else -moon.lit, 5), "Moon illuminated fraction (frac)"),
     ]
 
 
