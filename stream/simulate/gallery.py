@@ -155,9 +155,10 @@ def _flashing(night: Night) -> Example | None:
     ]
     if not tumbling:
         return None
-    k = max(tumbling, key=lambda k: float(rows["strength"][k]))
-    place = float(rows["x"][k]), float(rows["y"][k])
-    return "tumbling satellite", str(rows["exposure"][k]), int(rows["rcid"][k]), place, night.camera.nx // 5
+    k = max(tumbling, key=lambda k: float(np.max(rows["values"][k])))
+    top = int(rows["pixels"][k][int(np.argmax(rows["values"][k]))])
+    half, nx = min(150, night.camera.nx // 4), night.camera.nx
+    return "tumbling satellite", str(rows["exposure"][k]), int(rows["rcid"][k]), (top % nx, top // nx), half
 
 
 EXAMPLES: tuple[Callable[[Night], Example | None], ...] = (
