@@ -30,8 +30,10 @@ import redis
 from confluent_kafka import TopicPartition
 
 from stream.alert import PRV_FIELDS, decode_batch, decode_report, decode_tracklet, read_packet
+from stream.alert.public import PUBLIC_PROGRAM
 from stream.archive import ProductStore, archived_nights, iterate_packets
 from stream.archive.catalogs import read_quality
+from stream.archive.manifest import read_manifest, unix_of
 from stream.archive.products import science_files
 from stream.core.errors import MessageError, StateLost
 from stream.core.identity import night_of, pid_of_candid, version_digits
@@ -46,9 +48,10 @@ from stream.engine.topics import load_topics
 from stream.enrich import RedisHistory
 from stream.enrich.history import is_known_mover, object_name, year_of
 from stream.enrich.redis_history import KEEP_DAYS, NAME_ATTEMPTS, REPEAT_SECONDS
+from stream.monitor import Monitor
 
 # Everything that is made anew; what else is in Redis (signs of life, ingested packets) stays.
-HOT = ("obj", "name", "ids", "det", "fp", "epoch", "cover", "movers", "link", "tracklets", "mon", "version")
+HOT = ("obj", "name", "ids", "det", "fp", "epoch", "cover", "movers", "link", "sent", "mon", "version")
 PATIENCE = 60  # seconds; a rebuild that did not get on for so long was killed
 _DAY = 86_400.0
 
@@ -293,14 +296,19 @@ class _Rebuild:
 
     def _links(self) -> None:
         """What ``link`` has seen and sent."""
-        stage = LinkStage(self._client)
+        stage, nights = LinkStage(self._client), set()
         for message in self._read_done("ztf.scored", "link"):
-            if stage.remember(decode_batch(message.value), version_of(message)):
+            batch = decode_batch(message.value)
+            if stage.remember(batch, version_of(message)):
+                nights.add(night_of(batch.jd))
                 self._count("link_batches")
         for message in self._read("ztf.tracklets"):
             by = f"{message.header('pid') or ''}:{message.header('chunk') or '0'}"
             if stage.remember_sent(decode_tracklet(message.value), by):
                 self._count("tracklets")
+        for night in sorted(nights):  # what is committed was confirmed: these are with the public
+            for tracklet in stage.linked(night, PUBLIC_PROGRAM):
+                stage.remember_sent(tracklet, "", "movers")
 
     def _figures(self) -> None:
         """What ``status`` shows."""
@@ -312,6 +320,10 @@ class _Rebuild:
                 except MessageError:  # it was a dead letter once, which is counted
                     continue
                 self._count("monitored")
+        for night in archived_nights(self._store):
+            manifest = read_manifest(self._store, night)
+            if manifest is not None:
+                Monitor(self._client).close(night, unix_of(manifest["first_closed"]))
 
     def _published(self) -> None:
         """Batches that the emitter has finished. What left after its last commit its successor finds by itself."""
