@@ -18,12 +18,13 @@ import faust
 import structlog
 from faust.transport.drivers import aiokafka as driver
 
-from stream.core.errors import Retriable
+from stream.core.errors import Retriable, StateLost
 from stream.engine import deadletters, ledger, metrics
 from stream.engine.config import Settings
 from stream.engine.heartbeat import Heartbeat
 from stream.engine.kafka import OutMessage, RawMessage
 from stream.engine.stages import Stage
+from stream.engine.state import LOST_BACKOFF
 
 log = structlog.get_logger(__name__)
 
@@ -140,7 +141,7 @@ async def _one(stage: Stage, message: RawMessage, executor: Any, send: Any, sett
             log.warning("retrying", stage=stage.name, error=str(error), seconds=backoff, **where)
             metrics.RETRIES.labels(stage.name, type(error).__name__).inc()
             await asyncio.sleep(backoff)
-            backoff = min(2 * backoff, _LONGEST_BACKOFF)
+            backoff = min(2 * backoff, LOST_BACKOFF if isinstance(error, StateLost) else _LONGEST_BACKOFF)
             continue
         except Exception as error:  # permanent, or a defect of ours that this input met: the agent must live on
             log.error("dead letter", stage=stage.name, error=str(error), **where)

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 import redis
 from confluent_kafka import Consumer, Message, TopicPartition
 
-from stream.core.errors import AlertError, BrokerUnavailable, Permanent, Retriable
+from stream.core.errors import AlertError, BrokerUnavailable, Permanent, Retriable, StateLost
 from stream.core.identity import CANDID_VERSION
 from stream.engine import deadletters, ledger, logs, metrics
 from stream.engine.config import Settings
@@ -49,8 +49,8 @@ from stream.engine.kafka import (
     read_to_end,
     translated,
 )
-from stream.engine.pixel_worker import BACKOFF_FIRST, Hook, backoff
-from stream.engine.state import Generation, Marks
+from stream.engine.pixel_worker import BACKOFF_FIRST, BACKOFF_LONGEST, Hook, backoff
+from stream.engine.state import LOST_BACKOFF, Generation, Marks
 from stream.engine.topics import NIGHT, TopicsFile, ensure_night, ensure_topics, load_topics
 
 SOURCE = "ztf.enriched"
@@ -516,5 +516,5 @@ class Emitter:
                     raise
                 metrics.RETRIES.labels("emit", type(error).__name__).inc()
                 self._log.warning("held", error=str(error), attempt=attempt)
-                self._pause(backoff(attempt))
+                self._pause(min(backoff(attempt), LOST_BACKOFF if isinstance(error, StateLost) else BACKOFF_LONGEST))
                 attempt += 1

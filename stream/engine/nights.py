@@ -16,6 +16,7 @@ from typing import Any
 
 import redis
 import structlog
+from confluent_kafka import KafkaException
 
 from stream.archive import ProductStore, read_manifest
 from stream.archive.manifest import iso
@@ -69,7 +70,7 @@ class NightsWorker:
         while not stopped():
             try:
                 self.step()
-            except Retriable as error:
+            except (Retriable, KafkaException) as error:  # an administrator's calls raise Kafka's own
                 log.warning("retrying", stage="nights", error=str(error))
                 time.sleep(2.0)
             time.sleep(LOOK)

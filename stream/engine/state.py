@@ -36,6 +36,10 @@ def translated(doing: str) -> Iterator[None]:
         raise StateUnavailable(f"Redis, while {doing}: {error}") from error
 
 
+# Longest pause between two looks at an emptied Redis, seconds: a look is cheap, all wait for the same moment.
+LOST_BACKOFF = 2.0
+
+
 class Generation:
     """Whether Redis still holds what the stream wrote: one key, made when the state is complete, gone when Redis is.
 
