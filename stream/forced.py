@@ -29,8 +29,8 @@ from stream.photometry.forced import WINDOW, ForcedFlux, GridPsf, window_fluxes
 
 F64 = NDArray[np.float64]
 
-# Headers, WCS and PSF of an image are some 100 kB: the epochs of a month of a few quadrant positions.
-IMAGES_KEPT = 128
+# Headers, WCS and PSF of an image are some 100 kB: 50 MB hold a month of epochs of a few tens of quadrant positions.
+IMAGES_KEPT = 512
 # A reference's catalogue is a few MB: all quadrants of one field and filter.
 CATALOGS_KEPT = 64
 NEAREST_RADIUS = 5.0  # arcsec: farther off, the survey names no reference source

@@ -184,18 +184,53 @@ def test_packets_of_process_carry_the_points(processed: Processed, epochs: Produ
 
 
 def test_movers_are_measured_in_their_own_epoch_only() -> None:
-    class Zero:
-        def points(self, name: str, ra: Any, dec: Any) -> Any:
-            row = dict.fromkeys(FP_FIELDS) | {"jd": float(name[1:]), "forcediffimflux": 0.0}
-            return [row for _ in ra]
-
     memory = MemoryHistory()
     for pid in (10, 11):
         memory.add_epoch(report(pid, 2458850.5 + pid))
     batch = batch_at(12, 2458862.5, [(150.0, 20.0), (150.1, 20.0)])
     batch.items[1].candidate["ssdistnr"] = 0.5
-    enrich_batch(batch, memory, PRV_FIELDS, Zero())
+    enrich_batch(batch, memory, PRV_FIELDS, Flat())
     assert [len(item.fp_hists or []) for item in batch.items] == [3, 1]
+
+
+class Flat:
+    """A source that finds nothing anywhere; the pid is in the name that ``report`` gives."""
+
+    def points(self, name: str, ra: Any, dec: Any) -> Any:
+        pid = int(name[1:])
+        row = dict.fromkeys(FP_FIELDS) | {"jd": 2458850.5 + pid, "pid": pid, "forcediffimflux": 0.0}
+        return [row for _ in ra]
+
+
+@pytest.mark.services
+def test_private_points_are_in_private_packets_only(memory: History) -> None:
+    for pid, program in ((10, 1), (11, 2), (12, 1)):
+        memory.add_epoch(report(pid, 2458850.5 + pid, programid=program))
+    private = batch_at(13, 2458863.5, [(150.0, 20.0)], programid=2)
+    enrich_batch(private, memory, PRV_FIELDS, Flat())
+    assert [p["pid"] for p in private.items[0].fp_hists or []] == [13, 12, 11, 10]
+    memory.add_epoch(report(13, 2458863.5, programid=2))
+    # The object is known from a private exposure, its points are remembered: the public packet tells of none of it.
+    public = batch_at(14, 2458864.5, [(150.0, 20.0)])
+    enrich_batch(public, memory, PRV_FIELDS, Flat())
+    (item,) = public.items
+    assert item.object_id == private.items[0].object_id
+    assert [p["pid"] for p in item.fp_hists or []] == [14, 12, 10]
+    assert [row["pid"] for row in item.prv_candidates or []] == [10, 12]
+    assert (item.candidate["ndethist"], item.candidate["ncovhist"]) == (1, 3)
+    assert item.candidate["jdstarthist"] == item.candidate["jd"]
+
+
+@pytest.mark.services
+def test_a_point_that_two_workers_measured_is_the_first_one_s(redis_url: str) -> None:
+    client = redis.Redis.from_url(redis_url)
+    client.flushall()
+    one, two = RedisHistory(client), RedisHistory(client)
+    row = dict.fromkeys(FP_FIELDS) | {"jd": 2458850.5, "pid": 7, "forcediffimflux": 1.5}
+    assert one.add_forced([("ZTF20aaaaaaa", 7, row), ("ZTF20aaaaaaa", 8, None)]) == [row, None]
+    late = two.add_forced([("ZTF20aaaaaaa", 7, {**row, "forcediffimflux": 9.0}), ("ZTF20aaaaaaa", 8, row)])
+    assert late == [row, None]
+    assert two.forced(["ZTF20aaaaaaa", "ZTF20aaaaaab"]) == {"ZTF20aaaaaaa": {7: row, 8: None}, "ZTF20aaaaaab": {}}
 
 
 def test_readers_of_old_packets_find_no_points(real_data: Any) -> None:
