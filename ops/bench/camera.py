@@ -162,14 +162,14 @@ def sky_rows(night: CameraNight) -> list[Row]:
         tilted.append(flat_without_plane(cells))
         sigma = np.sqrt(truth / raw.gain + (raw.readnoise / raw.gain) ** 2)
         off = np.where(good, (image.data - truth) / sigma, np.nan)
-        for axis in (0, 1):
-            profile = np.nanmean(off, axis=axis)
-            smooth = np.convolve(profile, np.ones(STEP_ROWS) / STEP_ROWS, "valid")
-            steps.append(float(np.nanmax(np.abs(smooth[STEP_ROWS:] - smooth[:-STEP_ROWS]))))
-            local = profile - np.convolve(np.pad(profile, 15, "edge"), np.ones(31) / 31, "valid")
-            worst.append(float(np.nanmax(np.abs(local))))
         large = cell_means(off.astype(np.float32), 64)
         fine = off - np.repeat(np.repeat(large, 64, 0), 64, 1)[: off.shape[0], : off.shape[1]]
+        for axis in (0, 1):
+            profile = np.nanmean(off, axis=axis)
+            whole = np.count_nonzero(np.isfinite(off), axis=axis) > off.shape[axis] / 2
+            smooth = np.convolve(profile, np.ones(STEP_ROWS) / STEP_ROWS, "valid")
+            steps.append(float(np.nanmax(np.abs(smooth[STEP_ROWS:] - smooth[:-STEP_ROWS]))))
+            worst.append(float(np.nanmax(np.abs(np.nanmean(fine, axis=axis)[whole]))))
         noise.append(clipped_rms(fine[::3, ::3]) - 1)
     value = max(flat)
     return [
@@ -347,6 +347,10 @@ def time_quadrants(folder: Path) -> dict[str, object]:
     inputs = StoreInputs(ProductStore(str(folder / "store")))
 
     def peak() -> float:
+        """High-water mark of this process in MB; getrusage's would begin with the parent's."""
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     base = peak()

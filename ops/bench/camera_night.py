@@ -20,6 +20,8 @@ from stream.simulate.plan import Survey
 Progress = Callable[[str], None]
 CCD = 7
 EXPOSURES = 20
+NIGHT = "20201016"  # new moon
+FIELDS = (448, 449, 450, 499, 500, 501, 552, 553, 602, 603)  # of the middle of the sky; two visits of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,8 @@ def plans(camera: Camera = FULL, exposures: int = EXPOSURES) -> tuple[NightPlan,
     """The two plans: same instrument, same night."""
     main = NightPlan(
         seed=21, noise_seed=21, camera=camera, ccds=(CCD,), n_bias=5, n_dark=3, n_flat=5, bright_stars=1,
-        satellites=1.0,
-        survey=Survey(n_fields=max(exposures // 2, 1), visits=2, filters=(2,), limit=exposures),
+        satellites=1.0, night=NIGHT,
+        survey=Survey(fields=FIELDS[: max(exposures // 2, 1)], visits=2, filters=(2,), limit=exposures),
     )  # fmt: skip
     sky = replace(main, qids=(1, 2), survey=None, n_bias=0, n_dark=0, n_flat=0, n_science=2, satellites=0.0)
     return main, sky

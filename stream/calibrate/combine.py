@@ -20,7 +20,7 @@ from stream.core.records import F32, CalibrationFrame, RawQuadrant
 
 MIN_FRAMES = 3  # with two, nobody can say which of them was hit
 CLIP = 5.0  # sigma; a hit is far above, and of ten frames of a quadrant 50 good pixels are lost
-TRIM_FROM = 4  # frames from which on the highest third of a pixel's values has no say in its scatter
+TRIM_FROM = 3  # frames from which on the highest third of a pixel's values has no say in its scatter
 _ROWS = 64
 _GRID = 8  # cells a side in which a frame's shape is judged
 # A bias that stands off its fellows by more than this (DN) in level or in any cell, or differs in noise by this
@@ -169,7 +169,7 @@ def flat_outliers(frames: list[RawFrame]) -> dict[int, str]:
 @dataclass(frozen=True, slots=True)
 class Combined:
     """Frames made one: ``data``, ``unc`` (1 sigma), ``scatter`` of a pixel between the ``n`` frames (its highest third
-    left out, where there are four or more), all (ny, nx) float32."""
+    left out, where there are three or more), all (ny, nx) float32."""
 
     data: F32
     unc: F32
@@ -213,7 +213,7 @@ def combine(
 
 
 def trimmed_scatter(off: F32) -> F32:
-    """Scatter along the first axis (n) of deviations from the median, the highest third left out of four or more."""
+    """Scatter along the first axis (n) of deviations from the median, the highest third left out of three or more."""
     n = len(off)
     if n >= TRIM_FROM:
         off = np.sort(off, axis=0)[: n - n // 3]

@@ -6,9 +6,10 @@ flat-fielded, their sources left out, show the same residual pattern, which mult
 
 The sky is not quite flat: moonlight, twilight and airglow have gradients, bright stars have halos. An exposure's own
 *plane* is taken out before exposures are compared; what is left must agree with the others, or the exposure is left
-out, with the reason. The pattern's own plane then is the mean of the exposures' planes (their gradients point
-anywhere), as far as it is more than chance: with measured tilt t and error e, it enters as t (1 - e^2 / t^2). Stars
-know better: ``with_star_residuals`` takes what their magnitudes say by detector position.
+out, with the reason; so are moonlit ones. The pattern's own plane then is the mean of the exposures' planes, each
+without the slope that airglow has at that place of the sky (0.3 % over half a quadrant at airmass 1.15, and always
+towards the horizon), as far as it is more than chance: with measured tilt t and error e, it enters as t (1 - e^2 /
+t^2). Stars know better: ``with_star_residuals`` takes what their magnitudes say by detector position.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import erfa  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.core.camera import FULL, quadrant_centre
 from stream.core.cells import cell_centres, cell_means, cell_medians, filled, spread_cells
 from stream.core.errors import CalibrationError
 from stream.core.flags import BAD_BITS, Mask
@@ -31,6 +34,9 @@ CELL = 64  # px
 SOURCE_SIGMA = 3.0  # pixels above the local sky by more are sources, with their neighbours
 MIN_SKY, MAX_SKY = 20.0, 15_000.0  # DN: below, read noise and bias errors rule; above, it is twilight
 MAX_GRADIENT = 0.10  # relative, over half a quadrant: moonlight or cloud that no plane describes to 0.1 %
+MAX_MOON = 0.25  # lit share of a moon above the horizon: more makes gradients that all exposures of a night share
+SITE_LONGITUDE, SITE_LATITUDE = -116.8597, 33.3573  # deg (ztf-facts 1.3)
+LAYER, EXTINCTION = 0.96, 0.17  # airglow: (R / (R + 100 km))^2 nearly; mag of sky light lost per airmass, V to i
 MIN_CLEAN = 0.2  # share of a cell's pixels that must be free of sources
 MIN_KNOWN = 0.5  # share of cells that must be free of sources and halos
 MAX_RESIDUAL = 0.006  # r.m.s. of an exposure about the others' pattern, beyond its noise: halo, cloud, ghost
@@ -41,7 +47,8 @@ MIN_EXPOSURES = 5
 @dataclass(frozen=True, slots=True)
 class SkySample:
     """The sky of one exposure in cells of 64 px: ``cells`` (rows, columns) relative, its plane taken out, NaN on
-    sources; ``tilt`` the plane's relative slope over half a quadrant in x and y; ``noise`` of a cell, relative."""
+    sources; ``tilt`` the plane's relative slope over half a quadrant in x and y, airglow's taken off; ``noise`` of a
+    cell, relative."""
 
     exposure: Exposure
     rcid: int
@@ -68,10 +75,38 @@ def sky_sample(image: CalibratedImage) -> SkySample:
     cells[cell_means((~np.isnan(clean)).astype(np.float32), CELL) < MIN_CLEAN] = np.nan
     level = float(np.nanmedian(cells)) if np.isfinite(cells).any() else math.nan
     relative = cells / np.float32(level)
-    plane, tilt = _plane(relative, shape)
+    plane, slopes = _plane(relative, shape)
+    glow = airglow_slopes(image.quadrant.exposure, image.quadrant.rcid, shape)
+    tilt = slopes[0] - glow[0], slopes[1] - glow[1]
     # A cell's median of some thousand pixels: 1.25 sigma / root n.
     noise = 1.25 * sigma / level / (CELL * math.sqrt(0.5))
     return SkySample(image.quadrant.exposure, image.quadrant.rcid, shape, relative / plane, tilt, level, noise)
+
+
+def airglow_slopes(exposure: Exposure, rcid: int, shape: tuple[int, int]) -> tuple[float, float]:
+    """Relative slope of dark sky over half a quadrant in x and y at the place where an exposure was taken.
+
+    A thin layer at 100 km shines with the length of the path through it (van Rhijn) and is dimmed by the air below.
+    Zero where the pointing is not known.
+    """
+    if not (math.isfinite(exposure.ra) and math.isfinite(exposure.dec)):
+        return 0.0, 0.0
+    ra, dec = quadrant_centre(exposure.ra, exposure.dec, rcid)
+    half_x, half_y = (n / 2 * FULL.pixel_scale / 3600.0 for n in shape[::-1])
+    east = half_x / max(math.cos(math.radians(dec)), 0.02)
+    # x grows to the west, y to the south.
+    x = _airglow(ra - east, dec, exposure.jd_mid) / _airglow(ra + east, dec, exposure.jd_mid)
+    y = _airglow(ra, dec - half_y, exposure.jd_mid) / _airglow(ra, dec + half_y, exposure.jd_mid)
+    return (x - 1) / 2, (y - 1) / 2
+
+
+def _airglow(ra: float, dec: float, jd: float) -> float:
+    """Brightness of dark sky at a place (deg) over that of the zenith."""
+    hour = erfa.era00(jd, 0.0) + math.radians(SITE_LONGITUDE - ra)
+    d, site = math.radians(dec), math.radians(SITE_LATITUDE)
+    sine = math.sin(site) * math.sin(d) + math.cos(site) * math.cos(d) * math.cos(hour)
+    path = 1 / math.sqrt(1 - LAYER * (1 - max(sine, 0.05) ** 2))
+    return path * 10 ** (-0.4 * EXTINCTION * (path - 1))
 
 
 def _grid(shape: tuple[int, int]) -> tuple[F64, F64]:
@@ -170,6 +205,9 @@ def _unfit(sample: SkySample) -> str | None:
     known = float(np.mean(np.isfinite(sample.cells)))
     if known < MIN_KNOWN:
         return f"only {known:.0%} of the sky is free of sources"
+    header = sample.exposure.header
+    if header.get("MOONALT", -90.0) > 0 and abs(header.get("MOONILLF", 0.0)) > MAX_MOON:
+        return f"moon {header['MOONALT']:.0f} degrees up, {abs(header['MOONILLF']):.0%} lit"
     steepest = math.hypot(*sample.tilt)
     return f"gradient of {steepest:.1%}: moonlight or cloud" if steepest > MAX_GRADIENT else None
 

@@ -28,7 +28,7 @@ MAX_EXPOSURE_S = 3600.0  # the survey's longest are 300 s; an hour leaves room a
 
 # Primary cards kept in ``Exposure.header`` where present (interfaces.md 1), beside the typed ones.
 _KEPT_NUMBERS = (
-    "RA_RATE", "DEC_RATE", "FOCUSPOS", "TEMPTURE", "HUMIDITY", "WINDSPD", "MOONRA", "MOONDEC", "MOONILLF",
+    "RA_RATE", "DEC_RATE", "FOCUSPOS", "TEMPTURE", "HUMIDITY", "WINDSPD", "MOONRA", "MOONDEC", "MOONALT", "MOONILLF",
     "SUNALT", "ILUM_LED", "AIRMASS", "OBSJD", *(f"CCDTMP{i:02d}" for i in range(1, 17)),
 )  # fmt: skip
 _KEPT_TEXTS = ("QCOMMENT", "SHUTOPEN", "SHUTCLSD", "FILTER")
