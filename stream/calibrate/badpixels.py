@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from stream.calibrate.combine import trimmed_scatter
+from stream.calibrate.overscan import clipped_rms
 from stream.core.cells import cell_medians, filled, spread_cells
 from stream.core.flags import Mask
 from stream.core.records import F32, U16
@@ -76,7 +77,7 @@ def noisy_pixels(scatters: Sequence[Scatter]) -> U16:
         raise ValueError("no frames")
     power = np.zeros(scatters[0].values.shape, np.float32)
     for scatter in scatters:
-        typical = float(np.median(scatter.values[::8, ::8]))
+        typical = clipped_rms(scatter.values[::8, ::8])  # no percentile: values are whole DN
         power += np.square(scatter.values / np.float32(max(typical, 1e-3))) * np.float32(scatter.n - 1)
     limit = noisy_limit(tuple(scatter.n for scatter in scatters))
     return np.where(power > limit, np.uint16(Mask.NOISY), np.uint16(0))
@@ -94,7 +95,7 @@ def noisy_limit(numbers: tuple[int, ...]) -> float:
     for n in numbers:
         values = rng.standard_normal((n, _TRIALS), dtype=np.float32)
         scatter = trimmed_scatter(values - np.median(values, axis=0).astype(np.float32))
-        power += np.square(scatter / np.median(scatter)) * np.float32(n - 1)
+        power += np.square(scatter / np.float32(clipped_rms(scatter))) * np.float32(n - 1)
     high, higher = np.quantile(power, [0.999, 0.9999])
     slope = (higher - high) / np.log(10.0)
     chance = float(higher + slope * np.log(1e-4 / NOISY_CHANCE))
