@@ -167,6 +167,9 @@ def simulate(
     ] = 0.0,
     aircraft: Annotated[float, typer.Option(min=0, help="The same of aircraft.", rich_help_panel=MOVING)] = 0.0,
     ccds: Annotated[str, typer.Option(help="CCDs, such as 1,2,5-7, or all.", rich_help_panel=CAMERA)] = "1",
+    quadrants: Annotated[
+        str, typer.Option(help="That see the sky, of 1,2,3,4; the others get its light only.", rich_help_panel=CAMERA)
+    ] = "1,2,3,4",
     camera: Annotated[
         str, typer.Option(help="full (3072 x 3080 px) or small (512 x 512 px).", rich_help_panel=CAMERA)
     ] = "full",
@@ -197,12 +200,15 @@ def simulate(
     CometEls.txt lie in OUT, truth tables in OUT/truth. The same options give the same bytes, whatever the number of
     workers.
 
-    A focal plane: --ccds all. A night of one quadrant's CCD: --survey --visits 3. Three nights for moving objects:
-    --survey --nights 3 --fields 2.
+    A focal plane: --ccds all. A night of one quadrant: --survey --filters gri --visits 3 --quadrants 1. Three nights
+    for moving objects: --survey --nights 3 --fields 2 --visits 3.
     """
+    from stream.core.errors import UsageError
     from stream.simulate import NightPlan, Survey
 
     plan_survey = None
+    if not survey and (nights > 1 or fields is not None or field_list is not None):
+        raise UsageError("several nights or fields are a survey: add --survey")
     if survey:
         listed = numbers(field_list, "field list") if field_list else ()
         plan_survey = Survey(
@@ -214,6 +220,7 @@ def simulate(
         noise_seed=seed if noise_seed is None else noise_seed,
         camera=_camera(camera),
         ccds=numbers(ccds, "ccds"),
+        qids=numbers(quadrants, "quadrants"),
         field=field,
         fid=filter_numbers(filter_)[0],
         night=night,

@@ -23,6 +23,7 @@ F32 = NDArray[np.float32]
 Rows = dict[str, NDArray[Any]]
 
 MOST_PACKETS = 10  # that are looked into for examples
+MOST_IMAGES = 6  # that are kept, 38 MB each
 SATURATED = 3e6  # DN, flux of a star that saturates in every seeing
 UNSATURATED = 1.5e5  # DN, of one that does in none
 SOURCE_COLUMNS = (
@@ -70,6 +71,8 @@ class Night:
         """A raw quadrant less the level of its overscan, row by row, DN."""
         key = exposure, rcid
         if key not in self._images:
+            while len(self._images) >= MOST_IMAGES:
+                self._images.pop(next(iter(self._images)))
             qid = identity.ccd_qid_of(rcid)[1]
             with fits.open(self.packets[exposure]) as hdus:
                 level = np.median(hdus[qid + 4].data[:, 15:], axis=1)

@@ -175,6 +175,7 @@ def throughput(plan: NightPlan, rcid: int) -> float:
     return float(vignetting(*quadrant_layout()[rcid])) if plan.effects.vignetting else 1.0
 
 
+@lru_cache(maxsize=32)
 def true_wcs(plan: NightPlan, exposure: SimExposure, rcid: int) -> Wcs:
     """The WCS under which the quadrant is painted: TPV of degree 4, with the exposure's pointing error and rotation."""
     camera = plan.camera

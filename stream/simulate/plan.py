@@ -202,6 +202,8 @@ class NightPlan:
         counts = [self.n_per_quadrant(what) for what in PER_QUADRANT]
         if min(*counts, self.comets, self.satellites, self.aircraft, self.variables, self.galaxy_density) < 0:
             raise UsageError("numbers of transients, variables, movers and trails cannot be negative")
+        if self.survey is not None and self.source_list is not None:
+            raise UsageError("a source list is of one field: it cannot be painted in a survey")
         field_centre(self.field)
         self.midnight  # noqa: B018 - refuses an impossible date
 

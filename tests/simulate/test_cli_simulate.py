@@ -53,6 +53,8 @@ def test_a_person_gets_a_sentence(tmp_path):
         ("--survey", "--filters", "gx"),
         ("--survey", "--field-list", "99999"),
         ("--survey", "--fields", "900"),
+        ("--nights", "3"),
+        ("--survey", "--source-list", "list.fits"),
     ],
 )
 def test_what_cannot_be_is_an_error_that_says_so(words, tmp_path):
