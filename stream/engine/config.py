@@ -134,6 +134,17 @@ class Settings(BaseSettings):
             "readers with a schema registry; both forms are always read. Public topics never do."
         ),
     )
+    overtake_public_seconds: float = Field(
+        120.0,
+        ge=0.0,
+        description="A public quadrant that has waited this long on ztf.raw lets newer ones of its channel pass.",
+    )
+    overtake_other_seconds: float = Field(
+        45.0, ge=0.0, description="The same for quadrants of the other programs, whose alerts are not public."
+    )
+    overtake_newer: int = Field(
+        2, ge=1, description="How many newer quadrants of its channel must wait for an old one to let them pass."
+    )
     night_quiet_seconds: float = Field(
         600.0,
         ge=0.0,

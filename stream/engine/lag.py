@@ -12,6 +12,7 @@ from stream.engine.config import Settings
 from stream.engine.kafka import error_family, make_admin, translated
 
 _TIMEOUT = 15.0
+_Ends = dict[tuple[str, int], tuple[int, int]]  # (topic, partition) -> first offset, the one after the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ def stage_work(settings: Settings, nightly: Sequence[str] = ()) -> dict[str, Wor
     """Every stage of the system; ``nightly`` are the alert topics that the archive reads."""
     return {
         "pixels": Work(settings.group("pixels"), ("ztf.raw",)),
+        "backlog": Work(settings.group("pixels"), ("ztf.raw.backlog",), True),
         "score": Work(settings.group("score"), ("ztf.candidates",), True),
         "enrich": Work(settings.group("enrich"), ("ztf.scored",)),
         "emit": Work(settings.group("emit"), ("ztf.enriched",)),
@@ -46,16 +48,30 @@ def lags(admin: AdminClient, stages: Mapping[str, Work]) -> dict[str, int]:
         metadata = admin.list_topics(timeout=_TIMEOUT).topics
     topics = sorted({topic for work in stages.values() for topic in work.topics if topic in metadata})
     places = [TopicPartition(topic, p) for topic in topics for p in sorted(metadata[topic].partitions)]
-    low, high = _offsets(admin, places, OffsetSpec.earliest()), _offsets(admin, places, OffsetSpec.latest())
+    ends = _ends(admin, places)
     found = {}
     for name, work in stages.items():
-        mine = [p for p in places if p.topic in work.topics]
-        committed = _committed(admin, work.group, mine)
-        found[name] = sum(
-            max(0, high[at] - max(committed.get(at, -1), low[at]) - work.transactional)
-            for at in ((p.topic, p.partition) for p in mine)
-        )
+        left = _behind(admin, work.group, [p for p in places if p.topic in work.topics], ends)
+        found[name] = sum(max(0, count - work.transactional) for count in left.values())
     return found
+
+
+def behind(admin: AdminClient, group: str, places: Sequence[TopicPartition]) -> dict[tuple[str, int], int]:
+    """Offsets of each partition, by (topic, partition), that a group has not finished; markers count."""
+    return _behind(admin, group, places, _ends(admin, places))
+
+
+def _behind(
+    admin: AdminClient, group: str, places: Sequence[TopicPartition], ends: _Ends
+) -> dict[tuple[str, int], int]:
+    committed = _committed(admin, group, places)
+    at = [(p.topic, p.partition) for p in places]
+    return {place: max(0, ends[place][1] - max(committed.get(place, -1), ends[place][0])) for place in at}
+
+
+def _ends(admin: AdminClient, places: Sequence[TopicPartition]) -> _Ends:
+    low, high = _offsets(admin, places, OffsetSpec.earliest()), _offsets(admin, places, OffsetSpec.latest())
+    return {place: (low[place], high[place]) for place in low}
 
 
 def _offsets(admin: AdminClient, places: Sequence[TopicPartition], spec: OffsetSpec) -> dict[tuple[str, int], int]:

@@ -4,14 +4,16 @@ What one message made and the fact that it is dealt with become visible together
 any point repeats at most the quadrant it was at, and the repetition's messages are the same (identifiers follow from
 the data). The science comes from outside as a function, so that this module knows nothing of pixels.
 
-A message ends in one of three ways: its results are committed; or it is given up and a dead letter is committed in
-their place; or a service failed, and it is held, other partitions paused, until the service is back.
+A message ends in one of four ways: its results are committed; or it steps aside for newer ones, see
+:mod:`stream.engine.lanes`; or it is given up and a dead letter is committed in their place; or a service failed, and
+it is held, other partitions paused, until the service is back.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
@@ -30,6 +32,7 @@ from stream.engine.kafka import (
     raw_message,
     translated,
 )
+from stream.engine.lanes import Lanes
 from stream.engine.state import Attempts
 
 Process = Callable[[RawMessage], Sequence[OutMessage]]
@@ -41,6 +44,8 @@ BACKOFF_FIRST, BACKOFF_LONGEST = 0.5, 30.0
 # machine; five times is the message.
 MAX_DEATHS = 5
 _API_TIMEOUT = 30.0
+_GLANCE = 0.05  # seconds
+_LOOKS = 4  # of half a second
 
 
 class CrashError(Permanent):
@@ -71,6 +76,8 @@ class PixelWorker:
         that failed; anything else it raises is a defect and makes a dead letter too.
     index : int
         Which worker of this machine this is: 0, 1, ... The identity made of it must not be used twice at a time.
+    lanes : Lanes, optional
+        The backlog for quadrants that newer ones overtake; without it everything is done in its order.
     source, role : str
         Topic that is read, and the name of the consumer group and in logs.
     attempts : Attempts, optional
@@ -90,6 +97,7 @@ class PixelWorker:
         index: int = 0,
         source: str = "ztf.raw",
         role: str = "pixels",
+        lanes: Lanes | None = None,
         attempts: Attempts | None = None,
         heartbeat: Heartbeat | None = None,
         hook: Hook | None = None,
@@ -104,8 +112,12 @@ class PixelWorker:
         self._hook: Hook = hook or (lambda step: None)
         self._log = logs.get_logger()
         self._stopping = False
-        self._lost: set[int] = set()
+        self._lanes = lanes if lanes is not None and lanes.usable else None
+        self._draining = False  # whether the backlog is being read: its partitions are paused otherwise
+        self._lost: set[tuple[str, int]] = set()
         self._holding = False
+        self._glancing = False  # whether the message before came from the backlog
+        self._looks = 0  # how often the other lane was looked into in vain since then
 
     def stop(self, *_: object) -> None:
         """Finish the message at hand, then return from :meth:`run`. May serve as a signal handler."""
@@ -135,7 +147,8 @@ class PixelWorker:
                     done += self._handle(message)
         finally:
             self._consumer.close()
-            producer.flush(1.0)
+            with suppress(KafkaException):  # of a client that is beyond repair: what it says is known already
+                producer.flush(1.0)
         return done
 
     def _subscribe(self) -> Consumer:
@@ -148,16 +161,18 @@ class PixelWorker:
             queued_max_messages_kbytes=49_152,
             queued_min_messages=1,
         )
-        consumer.subscribe([self.source], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke)
+        topics = [self.source, self._lanes.topic] if self._lanes is not None else [self.source]
+        consumer.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke)
         return consumer
 
     def _on_assign(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         consumer.incremental_assign(places)
-        if self._holding:
-            consumer.pause(places)
+        paused = places if self._holding else [p for p in places if self._is_backlog(p.topic) and not self._draining]
+        if paused:
+            consumer.pause(paused)
 
     def _on_revoke(self, consumer: Consumer, places: list[TopicPartition]) -> None:
-        self._lost.update(place.partition for place in places)
+        self._lost.update((place.topic, place.partition) for place in places)
         consumer.incremental_unassign(places)
 
     def _note(self, doing: str, done: int = 0) -> None:
@@ -166,9 +181,28 @@ class PixelWorker:
 
     def _next(self) -> RawMessage | None:
         self._lost.clear()
-        message = self._consumer.poll(0.5)
+        # Between two quadrants of the backlog a short look for new ones is enough: they are fetched meanwhile.
+        message = self._consumer.poll(_GLANCE if self._glancing else 0.5)
         if message is None:
+            if self._lanes is not None and not self._draining:
+                # The lane of the new ones seems empty. A client that is slow is given two more seconds; no more than
+                # that: a marker at the end of the lane, which no client is shown, would look like a quadrant for ever.
+                if self._looks < _LOOKS and not self._lane_empty(self._lanes):
+                    self._looks, self._glancing = self._looks + 1, False
+                else:
+                    self._looks = 0
+                    self._drain(True)
             return None
+        self._looks = 0
+        if message.error() is None and self._is_backlog(message.topic() or ""):
+            if not self._draining:  # fetched before the pause took hold: give it back
+                self._consumer.seek(TopicPartition(message.topic(), message.partition(), message.offset()))
+                return None
+            self._glancing = True
+            self._drain(False)
+        elif self._draining or self._glancing:
+            self._glancing = False
+            self._drain(False)
         try:
             return raw_message(message)
         except Fenced:
@@ -178,13 +212,46 @@ class PixelWorker:
             time.sleep(BACKOFF_FIRST)
             return None
 
+    def _is_backlog(self, topic: str) -> bool:
+        return self._lanes is not None and topic == self._lanes.topic
+
+    def _lane_empty(self, lanes: Lanes) -> bool:
+        mine = self._consumer.assignment()
+        places = [TopicPartition(place.topic, place.partition) for place in mine if place.topic == self.source]
+        try:
+            return lanes.empty(places)
+        except BrokerUnavailable:
+            return True
+
+    def _drain(self, now: bool) -> None:
+        """Read the backlog, or leave it alone."""
+        self._draining = now
+        places = [place for place in self._consumer.assignment() if self._is_backlog(place.topic)]
+        if places:
+            with translated("changing lanes"):
+                (self._consumer.resume if now else self._consumer.pause)(places)
+
+    def _aside(self, message: RawMessage) -> OutMessage | None:
+        """The message as it steps aside for newer ones, ``None`` if it does not."""
+        if self._lanes is None or message.topic != self.source:
+            return None
+        # What the last fetch said: no question to the broker.
+        place = TopicPartition(message.topic, message.partition)
+        _, high = self._consumer.get_watermark_offsets(place, cached=True)
+        try:
+            return self._lanes.aside(message, high - message.offset - 1, time.time())
+        except BrokerUnavailable as error:
+            self._log.warning("backlog unknown", error=str(error))
+            return None
+
     def _handle(self, message: RawMessage) -> int:
         """Bring one message to its end; 1 if it came to one here, 0 if another worker has it now."""
         started = time.perf_counter()
         self._hook("consumed")
         self._note(message.header("name") or f"{message.topic}-{message.partition}-{message.offset}")
         try:
-            outs, outcome = self._results(message)
+            moved = self._aside(message)
+            outs, outcome = self._results(message) if moved is None else ((moved,), "moved")
             self._hook("processed")
             outcome = self._commit(message, outs, outcome)
         except Lost:
@@ -313,12 +380,12 @@ class PixelWorker:
                 if strayed is not None and strayed.error() is None:
                     # Fetched before the pause took hold: give it back.
                     consumer.seek(TopicPartition(strayed.topic(), strayed.partition(), strayed.offset()))
-            consumer.resume(consumer.assignment())
+            consumer.resume([p for p in consumer.assignment() if self._draining or not self._is_backlog(p.topic)])
         except KafkaException as error:
             raise error_family(error.args[0], "holding a message") from error
         finally:
             self._holding = False
-        if message.partition in self._lost:
+        if (message.topic, message.partition) in self._lost:
             raise Lost
 
     def _patiently(self, call: Callable[[], None], doing: str) -> None:

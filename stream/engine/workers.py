@@ -77,6 +77,7 @@ def _until_told(stop: Callable[[], None]) -> None:
 def _pixels(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
     from stream.archive import ProductStore, StoreInputs
     from stream.calibrate import CalibrateSettings
+    from stream.engine.lanes import Lanes
     from stream.engine.pixel_worker import PixelWorker
     from stream.engine.quadrant_messages import QuadrantProcess
     from stream.pipeline import ScienceSettings
@@ -90,8 +91,9 @@ def _pixels(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
     task = QuadrantTask(store, StoreInputs(store), science)
     attempts = Attempts(connect(settings))
     with heartbeat:
+        lanes = Lanes(settings, settings.group("pixels"))
         worker = PixelWorker(
-            settings, QuadrantProcess(task, settings), index=index, attempts=attempts, heartbeat=heartbeat
+            settings, QuadrantProcess(task, settings), index=index, lanes=lanes, attempts=attempts, heartbeat=heartbeat
         )
         _until_told(worker.stop)
         worker.run()

@@ -18,10 +18,12 @@ def launch(settings: Settings, tmp_path: Path):
     """Starts worker processes of the script; all are gone at the end."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(kind: str, source: str, target: str, step: str = "", number: int = 1) -> subprocess.Popen[bytes]:
+    def start(
+        kind: str, source: str, target: str, step: str = "", number: int = 1, *, mine: Settings | None = None
+    ) -> subprocess.Popen[bytes]:
         process = spawn(
             [sys.executable, SCRIPT, kind, source, target, step, str(number)],
-            env=settings.environment(),
+            env=(mine or settings).environment(),
             log=tmp_path / "worker.log",
         )
         started.append(process)

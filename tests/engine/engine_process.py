@@ -1,7 +1,7 @@
 """A worker process for the fault tests: does something simple, and kills itself at a given step.
 
-``engine_process.py pixels|emit SOURCE TARGET STEP N``: at the N-th time the worker reports STEP it dies by SIGKILL;
-an empty STEP lets it live. Settings come by the environment, as in production. It stops on SIGTERM.
+``engine_process.py pixels|lanes|emit SOURCE TARGET STEP N``: at the N-th time the worker reports STEP it dies by
+SIGKILL; an empty STEP lets it live. Settings come by the environment, as in production. It stops on SIGTERM.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from stream.engine import logs
 from stream.engine.config import load_settings
 from stream.engine.emit import AlertOut, Emitter
 from stream.engine.kafka import OutMessage, RawMessage
+from stream.engine.lanes import Lanes
 from stream.engine.pixel_worker import PixelWorker
 from stream.engine.state import Attempts, connect
 
@@ -80,10 +81,10 @@ def main() -> None:
     client = connect(settings)
     hook = killer(step, int(number))
     worker: PixelWorker | Emitter
-    if kind == "pixels":
-        worker = PixelWorker(
-            settings, quadrant(target), source=source, attempts=Attempts(client, settings.group_prefix), hook=hook
-        )
+    if kind in ("pixels", "lanes"):
+        lanes = Lanes(settings, settings.group("pixels"), f"{source}.backlog") if kind == "lanes" else None
+        attempts = Attempts(client, settings.group_prefix)
+        worker = PixelWorker(settings, quadrant(target), source=source, lanes=lanes, attempts=attempts, hook=hook)
     else:
         worker = Emitter(settings, alerts(target), client, source=source, batch=3, hook=hook)
     signal.signal(signal.SIGTERM, worker.stop)
