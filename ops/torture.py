@@ -71,10 +71,10 @@ def table(faults: list[Struck]) -> list[str]:
     kinds: dict[str, list[Struck]] = defaultdict(list)
     for fault in faults:
         kinds[fault.kind].append(fault)
-    lines = [f"{'fault':16} {'struck':>6}   recovery, s (median, worst)"]
+    lines = [f"{'fault':16} {'struck':>6}   recovery of a worker that was left alone, s (number, median, worst)"]
     for kind, found in sorted(kinds.items()):
         seconds = [fault.recovery for fault in found if fault.recovery is not None]
-        told = f"{statistics.median(seconds):.1f}, {max(seconds):.1f}" if seconds else ""
+        told = f"{len(seconds)}, {statistics.median(seconds):.1f}, {max(seconds):.1f}" if seconds else ""
         lines.append(f"{kind:16} {len(found):6d}   {told}")
     return lines
 

@@ -70,15 +70,17 @@ def _zeros(data: bytes, rng: random.Random) -> bytes:
     return b"\0" * (n * BLOCK) + data[n * BLOCK :]
 
 
-def _extension_gone(data: bytes, rng: random.Random) -> bytes:
+def _extensions_gone(data: bytes, rng: random.Random) -> bytes:
+    """The last ones, the overscans of all quadrants among them."""
     starts = [i for i in range(0, len(data), BLOCK) if data[i : i + 8] == b"XTENSION"]
-    k = rng.randrange(len(starts))
-    return data[: starts[k]] + data[starts[k + 1] if k + 1 < len(starts) else len(data) :]
+    return data[: starts[rng.randrange(1, 5)]]
 
 
 def _huge(data: bytes, rng: random.Random) -> bytes:
     key = rng.choice(("NAXIS1", "NAXIS2", "PCOUNT", "ZNAXIS1", "ZNAXIS2"))
-    return _card(data, key, f"{key:<8}= {10 ** rng.randrange(6, 18):>20}")
+    card = f"{key:<8}= {10 ** rng.randrange(6, 18):>20}".ljust(CARD).encode()
+    cards = [data[i : i + CARD] for i in range(0, len(data), CARD)]
+    return b"".join(card if old.startswith(key.ljust(8).encode()) else old for old in cards)
 
 
 def _text(data: bytes, rng: random.Random) -> bytes:
@@ -90,7 +92,7 @@ def _empty(data: bytes, rng: random.Random) -> bytes:
 
 
 WAYS: tuple[Way, ...] = (
-    _cut, _keyword_gone, _keyword_wrong, _noise, _zeros, _extension_gone, _huge, _text, _keyword_wrong, _empty,
+    _cut, _keyword_gone, _keyword_wrong, _noise, _zeros, _extensions_gone, _huge, _text, _keyword_wrong, _empty,
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ import bad_packets as bad
 
 from stream.alert import LEDGER, read_packet, write_packet
 from stream.archive import ProductStore, iterate_alerts
-from stream.core.errors import Retriable, ZtfError
+from stream.core.errors import Retriable, UsageError, ZtfError
 from stream.engine.access import make_ready
 from stream.engine.config import Settings, load_settings
 from stream.engine.deadletters import list_letters
@@ -323,7 +323,13 @@ class Torture:
             time.sleep(self._random.uniform(0.0, 2.0))
         else:
             service.stop()
-        service.start()
+        for _ in range(3):
+            try:
+                service.start()
+                return
+            except UsageError as error:  # a machine so busy that the broker does not answer in a minute
+                self._tell(str(error).splitlines()[0])
+        raise UsageError("the service did not come back in three tries")
 
     def _flush(self) -> None:
         """Empty Redis; the rebuild comes a moment later, as when somebody has to notice first."""
@@ -397,10 +403,18 @@ def judge(world: World, packets: Packets, clean: Path, verdict: Verdict) -> Verd
     verdict.lost = sorted(lost)
     verdict.products = _products(Path(world.settings.store), clean)
     verdict.letters = _letters(world)
-    for fault in verdict.faults:
+    for i, fault in enumerate(verdict.faults):
         if fault.kind == "kill pixels" and fault.victim.startswith("pixels"):
-            fault.recovery = _recovery(world.folder / "logs" / f"{fault.victim}.log", fault.at)
+            seconds = _recovery(world.folder / "logs" / f"{fault.victim}.log", fault.at)
+            if seconds is not None and not _disturbed(fault, seconds, verdict.faults[i + 1 :]):
+                fault.recovery = seconds
     return verdict
+
+
+def _disturbed(fault: Struck, seconds: float, later: list[Struck]) -> bool:
+    """Whether another fault that concerns the worker struck before it had recovered."""
+    meanwhile = [other for other in later if other.at < fault.at + seconds]
+    return any(fault.victim in other.victim or other.kind.startswith("broker") for other in meanwhile)
 
 
 def _products(streamed: Path, clean: Path) -> list[str]:
