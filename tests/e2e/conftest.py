@@ -93,8 +93,8 @@ def streamed(system: System) -> Streamed:
     return Streamed(system, ingested, Flush(before, held, shown, rebuilt, after), kills)
 
 
-# What in Redis is of the moment: signs of life, inputs that are begun, files that were ingested, the generation.
-PASSING = ("alive:", "attempt:", "ztf:ingested:", "ztf:generation")
+# What in Redis is of the moment: signs of life, inputs begun, files ingested, latencies of the last minutes.
+PASSING = ("alive:", "attempt:", "ztf:ingested:", "ztf:generation", "ztf:mon:ledgers")
 
 
 def lagging(system: System) -> set[str]:
