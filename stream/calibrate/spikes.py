@@ -9,7 +9,7 @@ direction is enough. (The idea is that of L.A.Cosmic, van Dokkum 2001, PASP 113,
 convolutions and medians costs 16 s an image; here one pass with second differences picks the few per mille of
 pixels that are looked at closely.)
 
-How sharp a star can be is not taken from a header but from the image's own bright peaks, and never below 1.5 px, so
+How sharp a star can be is not taken from a header but from the image's own bright peaks, and never below 1.35 px, so
 that stars are safe from there on and cosmic rays are found better as the seeing gets worse.
 
 A particle's track is followed from its sharp pixels: beside a hit a star is unlikely (one hit in a hundred lies within
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from stream.core.flags import BAD_BITS, Mask
 from stream.core.records import F32, U16
 
-FLOOR_FWHM = 1.5  # px; the narrowest PSF the camera could make (pixel included) is 1.6
+FLOOR_FWHM = 1.35  # px: where the seeing is 1.5 px at the middle, stars elsewhere in the quadrant are a tenth sharper
 CEILING_FWHM = 2.2  # px; above, r would near that of the noise's own correlation and nothing is gained
 # r is this part of what the sharpest of the image's own bright peaks show (their percentile): noise, and a little.
 MARGIN, SHARPEST = 0.9, 10.0
