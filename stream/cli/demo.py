@@ -251,7 +251,7 @@ def summarise(plan: DemoPlan, gathered: Gathered, seconds: float) -> dict[str, A
     """The summary as plain values, and its plots on disk."""
     from stream.alert import EXTENSION_FIELDS
     from stream.alert.sheet import stamps_sheet
-    from stream.monitor import percentiles, plot_night, recovery
+    from stream.monitor import latency_report, percentiles, plot_night, recovery
     from stream.simulate import read_truth
 
     truth = read_truth(plan.night)
@@ -281,6 +281,7 @@ def summarise(plan: DemoPlan, gathered: Gathered, seconds: float) -> dict[str, A
         "tracklets": len(gathered.tracklets),
         "dead_letters": [letter.reason for letter in gathered.letters.values()],
         "latency": percentiles(ledgers, "arrived", "published", (50.0, 95.0, 100.0)),
+        "latency_by_stage": latency_report(ledgers)["stages"],
         "injected": {name: _of_kind(injected, name) for name in ("transient", "asteroid")},
         "found_snr10": [found, total],
         "cpu_seconds_a_quadrant": round(sum(sum(r.seconds.values()) for r in reports) / max(len(reports), 1), 2),
@@ -338,6 +339,9 @@ def show(summary: dict[str, Any], console: Console) -> None:
     latency = summary["latency"]
     if latency:
         table.add_row("arrival to alert", ", ".join(f"{int(p)} %: {s:.1f} s" for p, s in latency.items()))
+    for name, stage in summary["latency_by_stage"].items():
+        if name != "total":
+            table.add_row(f"  until {name}", f"median {stage['median']:.1f} s, 95 % {stage['p95']:.1f} s")
     for kind, (found, total) in summary["injected"].items():
         table.add_row(f"injected {kind}s", f"{total} painted, {found} became alerts")
     found, total = summary["found_snr10"]
