@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,10 +118,14 @@ def kill_in_the_middle(system: System, beginning: int) -> Kill:
         keys = sorted(client.scan_iter("attempt:ztf.raw-*", count=1000))
         begun = {k.decode(): int(v) for k, v in zip(keys, client.mget(keys) if keys else [], strict=True) if v}
         if any(count >= beginning for count in begun.values()):
-            pids = [sign["pid"] for sign in living(client) if sign["role"] == "pixels"]
-            for pid in pids:
-                os.kill(pid, signal.SIGKILL)
-            return Kill(begun, pids)
+            killed = []
+            for sign in living(client):
+                if sign["role"] == "pixels":
+                    with suppress(ProcessLookupError):  # the last sign of one that has died and not come back yet
+                        os.kill(sign["pid"], signal.SIGKILL)
+                        killed.append(sign["pid"])
+            if killed:
+                return Kill(begun, killed)
         time.sleep(0.002)
     raise AssertionError(f"no quadrant was begun for the {beginning}-th time")
 
