@@ -247,8 +247,8 @@ class LinkStage:
         known: Any = self._redis.hget(key, str(tracklet.trackid))
         if known is not None and json.loads(known)["tracklet"] == text:
             return bool(json.loads(known)["by"] == by)
-        if kind == "tracklets":
-            self._history.add_movers(dict.fromkeys(tracklet.candids, tracklet.trackid), tracklet.night)
+        members = dict.fromkeys(tracklet.candids, tracklet.trackid)
+        self._history.add_movers(members, tracklet.night, public=kind == "movers")
         self._redis.hset(key, str(tracklet.trackid), json.dumps({"by": by, "tracklet": text}))
         self._redis.expire(key, LINK_SECONDS)
         return True

@@ -15,6 +15,7 @@ from stream.core.identity import night_of
 from stream.core.records import BatchItem, CandidateBatch, Row
 from stream.enrich.forced import ForcedSource, forced_histories
 from stream.enrich.history import (
+    ALL_PROGRAMS,
     MATCH_RADIUS,
     Depth,
     Epoch,
@@ -57,7 +58,11 @@ def enrich_batch(
     if not batch.items:
         return
     rows = [item.candidate for item in batch.items]
-    tracks = history.movers([row["candid"] for row in rows], night_of(batch.jd))
+    candids, night = [row["candid"] for row in rows], night_of(batch.jd)
+    programs = visible_programs(batch.programid)
+    tracks = history.movers(candids, night)
+    # A tracklet is named after its first detection: who may not see all programs sees the public tracklet's name only.
+    named = tracks if programs == ALL_PROGRAMS else history.movers(candids, night, public=True)
     events = [
         Event(row["ra"], row["dec"], row["jd"], row["candid"], row["candid"] in tracks or is_known_mover(row))
         for row in rows
@@ -65,13 +70,12 @@ def enrich_batch(
     matches = history.match(events)
     known = history.detections(sorted({name for match in matches for name in match.near}))
     epochs = history.epochs([e.ra for e in events], [e.dec for e in events], batch.jd)
-    programs = visible_programs(batch.programid)
     visible = [epoch for epoch in epochs if epoch.programid in programs]
     inside = covering(visible, [e.ra for e in events], [e.dec for e in events])
     for i, (item, match) in enumerate(zip(batch.items, matches, strict=True)):
         item.object_id = match.name
-        if events[i].candid in tracks:
-            item.extension["trackid"] = tracks[events[i].candid]
+        if events[i].candid in named:
+            item.extension["trackid"] = named[events[i].candid]
         covered = [visible[k] for k in np.flatnonzero(inside[i])]
         seen = [row for name in match.near for row in known[name] if row["programid"] in programs]
         _remind(item, seen, covered, prv_fields, depth)

@@ -196,9 +196,12 @@ def newest_versions(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if version_digits(row["candid"]) == newest[row["pid"]]]
 
 
+ALL_PROGRAMS = (1, 2, 3)
+
+
 def visible_programs(programid: int) -> tuple[int, ...]:
     """Whose photometry a packet of this program may carry: public packets hold programid 1 only."""
-    return (1,) if programid == 1 else (1, 2, 3) if programid == 3 else (1, 2)
+    return (1,) if programid == 1 else ALL_PROGRAMS if programid == 3 else (1, 2)
 
 
 def is_known_mover(candidate: Mapping[str, Any]) -> bool:
@@ -243,12 +246,16 @@ class History(Protocol):
         """Remembered epochs before ``jd`` that may cover one of the places (deg), in time order."""
         ...
 
-    def add_movers(self, members: Mapping[int, int], night: str) -> None:
-        """Remember candids (to tracklet) of a night as moving; objects that are nothing else leave the registry."""
+    def add_movers(self, members: Mapping[int, int], night: str, *, public: bool = False) -> None:
+        """Remember candids (to tracklet) of a night as moving; objects that are nothing else leave the registry.
+
+        ``public``: as members of a tracklet of public detections alone, whose number anybody may see. It says
+        nothing new about what moves.
+        """
         ...
 
-    def movers(self, candids: Sequence[int], night: str) -> dict[int, int]:
-        """Which of these candids are known to move: candid to tracklet."""
+    def movers(self, candids: Sequence[int], night: str, *, public: bool = False) -> dict[int, int]:
+        """Which of these candids are known to move: candid to tracklet (``public``: of public detections alone)."""
         ...
 
     def forced(self, names: Sequence[str]) -> dict[str, dict[int, Row | None]]:

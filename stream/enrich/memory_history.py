@@ -33,6 +33,7 @@ class MemoryHistory:
         self._names: dict[int, str] = {}  # candid -> object
         self._detections: dict[str, dict[int, Row]] = {}
         self._movers: dict[int, int] = {}
+        self._public_movers: dict[int, int] = {}
         self._forced: dict[str, dict[int, Row | None]] = {}
 
     def add_epoch(self, report: QuadrantReport) -> None:
@@ -103,17 +104,21 @@ class MemoryHistory:
         ]
         return sorted(found, key=lambda e: (e.jd, e.pid))
 
-    def add_movers(self, members: Mapping[int, int], night: str) -> None:
+    def add_movers(self, members: Mapping[int, int], night: str, *, public: bool = False) -> None:
         """See ``History``."""
+        if public:
+            self._public_movers |= members
+            return
         self._movers |= members
         for candid in members:
             name = self._names.get(candid)
             if name is not None and self._movers.keys() >= self._detections.get(name, {}).keys():
                 self._cell(*self._places[name]).pop(name, None)
 
-    def movers(self, candids: Sequence[int], night: str) -> dict[int, int]:
+    def movers(self, candids: Sequence[int], night: str, *, public: bool = False) -> dict[int, int]:
         """See ``History``."""
-        return {candid: self._movers[candid] for candid in candids if candid in self._movers}
+        known = self._public_movers if public else self._movers
+        return {candid: known[candid] for candid in candids if candid in known}
 
     def forced(self, names: Sequence[str]) -> dict[str, dict[int, Row | None]]:
         """See ``History``."""

@@ -14,7 +14,7 @@ Keys, all under ``ztf:`` (times to live in days in brackets; none: for ever):
 - ``epoch:<pid>``         JSON of ``Epoch`` [60]
 - ``cover:<band>:<cell>`` sorted set of pids by jd whose footprint touches the one-degree cell [60; members older than
   60 days before the newest are taken out]
-- ``movers:<night>``      hash candid -> tracklet [10]
+- ``movers:<night>``      hash candid -> tracklet [10]; ``movers:public:<night>`` the same of public detections alone
 
 Every write is idempotent: a quadrant that is processed twice leaves the same state. While ``ztf:generation`` is absent
 the memory is not whole (``stream.engine.state.Generation``): no object is matched or made.
@@ -265,14 +265,17 @@ class RedisHistory:
         return sorted(found, key=lambda epoch: (epoch.jd, epoch.pid))
 
     @_retriable
-    def add_movers(self, members: Mapping[int, int], night: str) -> None:
+    def add_movers(self, members: Mapping[int, int], night: str, *, public: bool = False) -> None:
         """See ``History``."""
         if not members:
             return
-        key = f"ztf:movers:{night}"
+        key = _movers_key(night, public)
         pipe = self._redis.pipeline(transaction=False)
         pipe.hset(key, mapping={str(candid): str(track) for candid, track in members.items()})
         pipe.expire(key, REPEAT_SECONDS)
+        if public:
+            pipe.execute()
+            return
         for candid in members:
             pipe.hget(_ids_key(candid), str(candid))
         names: list[Any] = sorted({name.decode() for name in pipe.execute()[2:] if name is not None})
@@ -280,11 +283,11 @@ class RedisHistory:
             self._release(keys=[key], args=names)
 
     @_retriable
-    def movers(self, candids: Sequence[int], night: str) -> dict[int, int]:
+    def movers(self, candids: Sequence[int], night: str, *, public: bool = False) -> dict[int, int]:
         """See ``History``."""
         if not candids:
             return {}
-        tracks: Any = self._redis.hmget(f"ztf:movers:{night}", [str(candid) for candid in candids])
+        tracks: Any = self._redis.hmget(_movers_key(night, public), [str(candid) for candid in candids])
         return {c: int(track) for c, track in zip(candids, tracks, strict=True) if track is not None}
 
     @_retriable
@@ -326,6 +329,10 @@ def _match_arguments(event: Event) -> list[Any]:
 
 def _epoch(values: dict[str, Any]) -> Epoch:
     return Epoch(**{**values, "corners": tuple(values["corners"])})
+
+
+def _movers_key(night: str, public: bool) -> str:
+    return f"ztf:movers:public:{night}" if public else f"ztf:movers:{night}"
 
 
 def _ids_key(candid: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import multiprocessing
 import random
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from services import whole_state
 from test_history import PRV_FIELDS, batch_at, report
 
+from stream.core.identity import night_of
 from stream.enrich import MemoryHistory, RedisHistory, enrich_batch
 from stream.enrich.history import MATCH_RADIUS, PROVISIONAL_DAYS, Event, History, is_known_mover, separation
 
@@ -154,16 +156,20 @@ def test_members_of_a_tracklet_leave_the_registry(fresh: Fresh) -> None:
     assert memory.movers([candid(10, 0), candid(20, 0)], night) == {candid(10, 0): candid(10, 0)}
 
 
-def test_an_event_whose_tracklet_is_known_says_so_and_is_not_matched(fresh: Fresh) -> None:
+@pytest.mark.parametrize(("program", "public", "named"), [(3, 88, 77), (1, 88, 88), (2, 88, 88), (1, None, None)])
+def test_an_event_whose_tracklet_is_known_says_so_and_is_not_matched(
+    fresh: Fresh, program: int, public: int | None, named: int | None
+) -> None:
+    """The tracklet of all programs (77) is named after a detection that the public may not know of."""
     memory = fresh()
     enrich_batch(batch_at(10, JD, [(150.0, 20.0)]), memory, PRV_FIELDS)
-    late = batch_at(11, JD, [(150.0, 20.0)])
-    from stream.core.identity import night_of
-
+    late = dataclasses.replace(batch_at(11, JD, [(150.0, 20.0)]), programid=program)
     memory.add_movers({candid(11, 0): 77}, night_of(JD))
+    if public is not None:
+        memory.add_movers({candid(11, 0): public}, night_of(JD), public=True)
     enrich_batch(late, memory, PRV_FIELDS)
     (item,) = late.items
-    assert item.extension["trackid"] == 77
+    assert item.extension.get("trackid") == named
     assert item.candidate["ndethist"] == 1
 
 
