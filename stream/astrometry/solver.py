@@ -39,12 +39,13 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 # How far the first guess may be off. Real nights: up to 0.055 deg of offset, 0.1 deg of rotation; the contract
-# is 4 arcmin, 0.3 deg and 1 %, searched with room to spare.
+# is 4 arcmin, 0.3 deg and 1 %, searched with room to spare. An equatorial telescope that points elsewhere in right
+# ascension is turned by the meridians' convergence too: nothing at the equator, a degree at declination 85.
 REACH_ARCSEC = 5.2 * 60.0
-REACH_ROTATION = math.radians(0.4)
+CAMERA_ROTATION, REACH_ROTATION, LARGEST_REACH = math.radians(0.3), math.radians(0.4), math.radians(1.5)
 REACH_SCALE = 0.012
 # A camera that could exist: what a solution may differ from the guess by. Beyond the reach by the fit's freedom.
-MAX_ROTATION = math.radians(0.6)
+MORE_ROTATION = math.radians(0.2)
 MAX_SCALE = 0.016
 MAX_SHEAR = 0.004
 MAX_DISTORTION_PX = 12.0  # non-linear part at the corners; optics have 3
@@ -122,7 +123,7 @@ def solve(detections: Table, gaia: Table, guess: WCS, jd_mid: float, shape: tupl
     scale = math.sqrt(abs(float(np.linalg.det(frame.jacobian)))) * 3600.0
     reach = REACH_ARCSEC / scale
     stars = usable_stars(detections, shape)
-    margin = (REACH_SCALE + REACH_ROTATION) * frame.half_diagonal
+    margin = (REACH_SCALE + reach_rotation(frame.dec0)) * frame.half_diagonal
     catalogue = catalogue_near(gaia, frame, jd_mid, reach + margin)
     best: Match | None = None
     if len(stars) >= MIN_PAIRS and len(catalogue) >= MIN_PAIRS:
@@ -143,9 +144,15 @@ def solve(detections: Table, gaia: Table, guess: WCS, jd_mid: float, shape: tupl
     )
 
 
+def reach_rotation(dec: float) -> float:
+    """Largest rotation (rad) that is searched at a declination (deg)."""
+    convergence = math.radians(REACH_ARCSEC / 3600.0) * abs(math.tan(math.radians(dec)))
+    return min(max(REACH_ROTATION, CAMERA_ROTATION + convergence), LARGEST_REACH)
+
+
 def _hypotheses(stars: Stars, catalogue: Catalogue, frame: Frame, reach: float) -> Iterator[Match]:
     """Grown hypotheses, the most likely first; brightest stars first, then deeper lists."""
-    grid = search_grid(frame.half_diagonal, REACH_ROTATION, REACH_SCALE)
+    grid = search_grid(frame.half_diagonal, reach_rotation(frame.dec0), REACH_SCALE)
     for few, some in _levels(stars, catalogue, frame):
         candidates = vote(few.p, some.u, reach, grid)
         log_trials = math.log10(len(grid) * (2 * reach / 5.0) ** 2)
@@ -295,7 +302,7 @@ def convincing(match: Match, frame: Frame) -> bool:
     bend = match.fit(*corners) - terms(*corners, 1) @ match.fit.coefficients[:3]
     return bool(
         np.linalg.det(linear) > 0
-        and abs(rotation) <= MAX_ROTATION
+        and abs(rotation) <= reach_rotation(frame.dec0) + MORE_ROTATION
         and abs(scale - 1.0) <= MAX_SCALE
         and shear <= MAX_SHEAR
         and float(np.abs(bend).max()) <= MAX_DISTORTION_PX

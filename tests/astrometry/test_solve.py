@@ -7,10 +7,10 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 from numpy.lib.recfunctions import drop_fields
-from starry_fields import JD_MID, gaia_cone, make_field, observe, plain_wcs
+from starry_fields import JD_MID, Field, gaia_cone, make_field, observe, plain_wcs
 
 from stream.astrometry import pixel_positions, sky_positions, solve, wcs_cards
-from stream.core.camera import FULL, SMALL
+from stream.core.camera import FULL, SMALL, nominal_wcs
 from stream.core.errors import AstrometryError
 from stream.core.flags import Info, Mask
 from stream.core.records import DETECTION_DTYPE, GAIA_DTYPE
@@ -69,6 +69,22 @@ def test_wrong_skies_are_refused(camera, density):
             solve(field.detections, other_sky(seed + 99, field, camera, density), *field.args[2:])
         assert error.value.context["log_chance"] > -3
         assert set(error.value.context) == {"n_detections", "n_gaia", "n_matched", "log_chance"}
+
+
+@pytest.mark.parametrize("dec", [84.5, 86.0, -80.0])
+def test_near_the_pole_a_pointing_error_turns_the_camera(dec):
+    """An equatorial telescope keeps its own meridian: 3.5 arcmin off in right ascension are 0.6 deg of rotation."""
+    for seed, camera in enumerate((SMALL, FULL)):
+        rng = np.random.default_rng(seed)
+        guess = nominal_wcs(camera, 120.0, dec, 35)
+        off = 3.5 / 60 / np.cos(np.radians(dec))
+        truth = nominal_wcs(camera, 120.0 + off, dec, 35)
+        ra, ra_t = guess.wcs.crval[0], truth.wcs.crval[0]
+        assert abs((ra - ra_t + 180) % 360 - 180) * np.sin(np.radians(abs(dec))) > 0.3
+        gaia = gaia_cone(rng, *guess.wcs.crval, max(camera.shape) / 2 * camera.pixel_scale / 3600 + 0.12, 2500)
+        detections, _ = observe(rng, gaia, truth, camera.shape)
+        field = Field(detections, gaia, guess, truth, camera.shape, 0)
+        assert np.median(field.errors(solve(*field.args).wcs)) < 0.1
 
 
 def test_a_dozen_stars_are_enough():
