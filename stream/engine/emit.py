@@ -34,6 +34,7 @@ from stream.core.errors import AlertError, BrokerUnavailable, Permanent, Retriab
 from stream.core.identity import CANDID_VERSION
 from stream.engine import deadletters, ledger, logs, metrics
 from stream.engine.config import Settings
+from stream.engine.ends import Ends, decode_ends, encode_ends, positions_to_commit
 from stream.engine.heartbeat import Heartbeat
 from stream.engine.kafka import (
     VERSION,
@@ -56,15 +57,11 @@ from stream.engine.topics import NIGHT, TopicsFile, ensure_night, ensure_topics,
 SOURCE = "ztf.enriched"
 CANDID = "candid"  # header of an alert message
 DONE_TTL = 8 * 86_400  # seconds; longer than any input message lives
-# Kafka refuses commit metadata above 4096 bytes (offset.metadata.max.bytes).
-METADATA_BYTES = 3_800
 HEADER_ROOM = 8_192  # bytes that key, headers and framing of one message may take
 # A request that a killed predecessor had on the wire may reach the log after we look; loopback needs milliseconds.
 SETTLE = 0.5
 
 PAUSE_MARGIN = 2.0  # seconds before the session's end at which a process that stood still must not trust it any more
-
-Ends = dict[str, dict[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,49 +77,6 @@ class AlertOut:
 
 Published = Callable[[str, Mapping[str, float]], None]  # name of a batch, its ledger
 MakeAlerts = Callable[[RawMessage], Sequence[AlertOut]]
-
-
-def encode_ends(ends: Mapping[str, Mapping[int, int]], limit: int = METADATA_BYTES) -> str:
-    """Ends of topics as commit metadata. ``ends`` is oldest first; the oldest are left out if there is no room.
-
-    A topic that is left out is scanned from its beginning should it be needed: slower, not wrong.
-    """
-    kept: dict[str, list[int]] = {}
-    for topic in reversed(list(ends)):
-        partitions = ends[topic]
-        kept[topic] = [partitions.get(i, 0) for i in range(max(partitions, default=-1) + 1)]
-        if len(json.dumps(kept, separators=(",", ":"))) > limit:
-            del kept[topic]
-            break
-    return json.dumps(dict(reversed(list(kept.items()))), separators=(",", ":"))
-
-
-def decode_ends(metadata: str | None) -> Ends | None:
-    """Ends of topics from commit metadata; ``None`` when it is none of ours."""
-    try:
-        content = json.loads(metadata or "")
-        return {topic: {i: int(end) for i, end in enumerate(ends)} for topic, ends in content.items()}
-    except (ValueError, AttributeError, TypeError):
-        return None
-
-
-def positions_to_commit(
-    positions: Mapping[int, int], goals: Mapping[int, int], bases: Mapping[int, Ends], ends: Ends
-) -> dict[int, tuple[int, Ends]]:
-    """Offset and ends to be committed for each assigned partition.
-
-    Parameters
-    ----------
-    positions : mapping
-        Partition to the offset after its last finished message.
-    goals : mapping
-        Partition to its end when it was assigned: up to there a predecessor may have sent alerts.
-    bases : mapping
-        Partition to the ends in its last commit before it was assigned.
-    ends : mapping
-        Today's ends of the alert topics.
-    """
-    return {p: (at, ends if at >= goals[p] else bases[p]) for p, at in positions.items()}
 
 
 def batch_name(message: RawMessage) -> str:

@@ -17,14 +17,11 @@ from stream.core.errors import StateUnavailable
 from stream.engine import ledger
 from stream.engine.deadletters import list_letters
 from stream.engine.emit import (
-    METADATA_BYTES,
     AlertOut,
     Emitter,
     batch_name,
-    decode_ends,
-    encode_ends,
-    positions_to_commit,
 )
+from stream.engine.ends import METADATA_BYTES, decode_ends, encode_ends, positions_to_commit
 from stream.engine.kafka import OutMessage, RawMessage, Sender, make_consumer, make_producer, read_to_end
 from stream.engine.processes import tail
 from stream.engine.state import connect
