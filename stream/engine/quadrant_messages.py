@@ -31,11 +31,14 @@ _PASSED = {"calibrate": "calibrated", "catalogs": "subtracted"}
 
 
 class QuadrantProcess:
-    """Callable for ``PixelWorker``: does the quadrant, returns its messages."""
+    """Callable for ``PixelWorker`` number ``index`` of this machine: does the quadrant, returns its messages."""
 
-    def __init__(self, task: QuadrantTask, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, task: QuadrantTask, settings: Settings, index: int = 0, clock: Callable[[], float] = time.time
+    ) -> None:
         self._task = task
         self._settings = settings
+        self._worker = settings.identity("pixels", index)
         self._clock = clock
         spec = load_topics(settings.topics_file).spec_of("ztf.candidates")
         if spec is None:
@@ -80,7 +83,7 @@ class QuadrantProcess:
         family = PacketError if report.stage == PacketError.stage else Permanent
         error = family(report.reason or "failed without a reason", name=report.name, rid=report.rid)
         letter = deadletters.letter_of_message(
-            message, error, worker="pixels", now=self._clock(), limit=self._settings.deadletter_value_bytes,
+            message, error, worker=self._worker, now=self._clock(), limit=self._settings.deadletter_value_bytes,
             stage=report.stage or "unknown",
         )  # fmt: skip
         return [deadletters.encode(replace(letter, traceback=result.traceback or ""))]

@@ -92,9 +92,8 @@ def _pixels(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
     attempts = Attempts(connect(settings))
     with heartbeat:
         lanes = Lanes(settings, settings.group("pixels"))
-        worker = PixelWorker(
-            settings, QuadrantProcess(task, settings), index=index, lanes=lanes, attempts=attempts, heartbeat=heartbeat
-        )
+        process = QuadrantProcess(task, settings, index)
+        worker = PixelWorker(settings, process, index=index, lanes=lanes, attempts=attempts, heartbeat=heartbeat)
         _until_told(worker.stop)
         worker.run()
 
