@@ -213,7 +213,7 @@ class EmbeddedKafka:
         (self.folder / "log4j2.properties").write_text(_LOGGING)
         properties = _PROPERTIES.format(
             port=port,
-            controller_port=processes.free_port(),
+            controller_port=processes.free_port(port),
             logs=self.folder / "data",
             max_message=MAX_MESSAGE_BYTES,
             admin=ADMIN,

@@ -85,12 +85,14 @@ def stop(process: subprocess.Popen[bytes], timeout: float = 10.0) -> int:
     return process.wait()
 
 
-def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(*taken: int) -> int:
+    """A TCP port of the loopback interface that nobody listens on right now, and none of ``taken``."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in taken:  # the system may give the same one twice as long as nobody uses it
+            return port
 
 
 def port_is_free(port: int) -> bool:

@@ -174,6 +174,25 @@ def test_a_port_is_free_until_somebody_listens():
         assert not processes.port_is_free(port)
 
 
+def test_a_free_port_is_none_of_those_that_are_spoken_for(monkeypatch):
+    """The system gives a port again that nobody uses yet: two for one broker once were the same."""
+    import socket
+
+    offers = iter([5001, 5001, 5002])
+
+    class Offered(socket.socket):
+        def bind(self, address):
+            super().bind(address)
+            self.offer = next(offers)
+
+        def getsockname(self):
+            return "127.0.0.1", self.offer
+
+    monkeypatch.setattr(processes.socket, "socket", Offered)
+    assert processes.free_port() == 5001
+    assert processes.free_port(5001) == 5002
+
+
 def test_alive_means_that_very_program():
     marker = "a-marker-of-this-test"
     process = subprocess.Popen(python("import time; time.sleep(60)", marker))
