@@ -25,8 +25,10 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP)  ## simulate a small night, stream it through Kafka, end with a summary
 	@$(BIN)/ztf-stream demo
 
+# Two processes: on two cores that is what the tests of services, which wait a lot, leave room for.
+TEST_PROCESSES ?= 2
 test: $(STAMP)  ## run the tests (with a real Kafka broker and Redis, started here)
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --cov --cov-report=term:skip-covered
 
 lint: $(STAMP)  ## ruff and mypy --strict on our own code
 	$(BIN)/ruff check .

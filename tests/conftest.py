@@ -31,5 +31,17 @@ def real_data() -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Name the group of each test for ``--dist loadgroup``: a group is run by one process.
+
+    The shared night, what `process` makes of it and the running system take minutes: whoever uses them is one group.
+    All others go by file, so that a file's fixtures are made once.
+    """
+    for item in items:
+        names = set(getattr(item, "fixturenames", ()))
+        of_night = names & {"processed", "system"} or item.nodeid.startswith(("tests/e2e/", "tests/faults/"))
+        item.add_marker(pytest.mark.xdist_group("the night" if of_night else item.nodeid.partition("::")[0]))
+
+
 from nights import night, processed, system  # noqa: E402, F401 - fixtures
 from services import broker, kafka, make_topic, prefix, redis_url, settings  # noqa: E402, F401 - fixtures
