@@ -24,8 +24,8 @@ _HISTORY_DAYS = tuple(29.0 - 2.0 * i + hour for i in range(14) for hour in (0.0,
 _EDGE = 40.0  # px: every stamp is whole
 
 
-def synthetic_batch(n: int, seed: int = 1) -> CandidateBatch:
-    """One quadrant's batch of ``n`` enriched and scored candidates.
+def synthetic_batch(n: int, seed: int = 1, jd: float = _JD) -> CandidateBatch:
+    """One quadrant's batch of ``n`` enriched and scored candidates of an exposure that started at ``jd``.
 
     Each has a month's history: 28 epochs, detections, limits and a forced point of each.
 
@@ -37,13 +37,13 @@ def synthetic_batch(n: int, seed: int = 1) -> CandidateBatch:
     if not 0 <= n <= MAX_TBLID + 1:
         raise ValueError(f"{n} candidates: one quadrant numbers 0 to {MAX_TBLID + 1}")
     rng = np.random.default_rng(seed)
-    pid = pid_of(rid_of(expid_of(_JD), _RCID))
-    name = f"ztf_{night_of(_JD)}523840_{_FIELD:06d}_zr_c03_o_q1"
-    items = [_item(rng, pid, tblid) for tblid in range(n)]
-    return CandidateBatch(name, pid, _FIELD, _FID, _RCID, 1, _JD, _JD + 15.0 / 86_400.0, 30.0, 0, 1, items)
+    pid = pid_of(rid_of(expid_of(jd), _RCID))
+    name = f"ztf_{night_of(jd)}523840_{_FIELD:06d}_zr_c03_o_q1"
+    items = [_item(rng, pid, tblid, jd, name) for tblid in range(n)]
+    return CandidateBatch(name, pid, _FIELD, _FID, _RCID, 1, jd, jd + 15.0 / 86_400.0, 30.0, 0, 1, items)
 
 
-def _item(rng: np.random.Generator, pid: int, tblid: int) -> BatchItem:
+def _item(rng: np.random.Generator, pid: int, tblid: int, jd: float, name: str) -> BatchItem:
     mag = float(rng.uniform(16.0, 20.3))
     star = _star() * np.float32(10 ** (0.4 * (_MAGZP - mag)))
     difference = (star + rng.normal(0.0, _NOISE, star.shape)).astype(np.float32)
@@ -51,8 +51,10 @@ def _item(rng: np.random.Generator, pid: int, tblid: int) -> BatchItem:
     science = (difference + template + np.float32(_SKY)).astype(np.float32)
     nneg = int(np.sum(difference[29:34, 29:34] < 0))
     cutouts = (encode_stamp(science), encode_stamp(template), encode_stamp(difference))
-    candidate = _candidate(rng, pid, tblid, mag, nneg)
-    history = [_epoch(candidate, _JD - days, i % 3 == 0) for i, days in enumerate(_HISTORY_DAYS)]
+    about = {"jd": jd, "nid": nid_of(jd), "pdiffimfilename": f"{name}_scimrefdiffimg.fits.fz"}
+    about |= {"jdstarthist": jd - _HISTORY_DAYS[0], "jdendhist": jd}
+    candidate = _candidate(rng, pid, tblid, mag, nneg) | about
+    history = [_epoch(candidate, jd - days, i % 3 == 0) for i, days in enumerate(_HISTORY_DAYS)]
     forced = [_point(rng, candidate, row["jd"]) for row in [*history, candidate]][::-1]
     return BatchItem(candidate, dict.fromkeys(EXTENSION_FIELDS), cutouts, _object_id(tblid), history, forced)
 
@@ -80,9 +82,8 @@ def _candidate(rng: np.random.Generator, pid: int, tblid: int, mag: float, nneg:
     dsnrms, ssnrms = (float(v) for v in rng.uniform(5.0, 30.0, 2))
     distances = np.sort(rng.uniform(0.3, 30.0, 3))
     row: Row = dict.fromkeys(CANDIDATE_FIELDS) | {
-        "jd": _JD, "fid": _FID, "pid": pid, "diffmaglim": _DIFFMAGLIM, "programid": 1, "programpi": "Kulkarni",
-        "pdiffimfilename": "ztf_20181129523840_000651_zr_c03_o_q1_scimrefdiffimg.fits.fz",
-        "candid": candid_of(pid, True, tblid), "isdiffpos": "t", "tblid": tblid, "nid": nid_of(_JD), "rcid": _RCID,
+        "fid": _FID, "pid": pid, "diffmaglim": _DIFFMAGLIM, "programid": 1, "programpi": "Kulkarni",
+        "candid": candid_of(pid, True, tblid), "isdiffpos": "t", "tblid": tblid, "rcid": _RCID,
         "field": _FIELD, "xpos": x, "ypos": y, "mindtoedge": min(x, y, FULL.nx + 0.5 - x, FULL.ny + 0.5 - y),
         "ra": 150.0 + x * FULL.pixel_scale / 3600.0, "dec": 20.0 + y * FULL.pixel_scale / 3600.0,
         "magpsf": mag, "sigmapsf": 10 ** (0.4 * (mag - _DIFFMAGLIM)) / 5.0, "magap": magap, "sigmagap": 0.1,
@@ -94,8 +95,8 @@ def _candidate(rng: np.random.Generator, pid: int, tblid: int, mag: float, nneg:
         "nmatches": 900, "clrcoeff": 0.1, "clrcounc": 1e-5, "scorr": 5.0 * 10 ** (0.4 * (_DIFFMAGLIM - mag)),
         "rb": float(rng.uniform()), "rbversion": "synthetic", "drb": float(rng.uniform()), "drbversion": "synthetic",
         "nmtchps": 3, "rfid": rfid_of(_FIELD, _FID, _RCID), "jdstartref": 2458150.5, "jdendref": 2458320.25,
-        "nframesref": 17, "exptime": 30.0, "ndethist": 11, "ncovhist": 29, "jdstarthist": _JD - _HISTORY_DAYS[0],
-        "jdendhist": _JD, "ranr": 150.0, "decnr": 20.0, "tooflag": 0,
+        "nframesref": 17, "exptime": 30.0, "ndethist": 11, "ncovhist": 29,
+        "ranr": 150.0, "decnr": 20.0, "tooflag": 0,
     }  # fmt: skip
     for i, distance in enumerate(distances, 1):
         row |= {f"objectidps{i}": 10**17 + i, f"distpsnr{i}": float(distance), f"sgscore{i}": float(rng.uniform())}

@@ -21,21 +21,18 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 
 
 class _Patient:
-    """A stream whose failures (a full disk) are nobody's death: the line is lost, the work goes on."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    """Today's stderr, whose failures (a full disk) are nobody's death: the line is lost, the work goes on."""
 
     def write(self, text: str) -> int:
         """Write what can be written."""
         with suppress(OSError):
-            return self._stream.write(text)
+            return sys.stderr.write(text)
         return len(text)
 
     def flush(self) -> None:
         """Flush what can be flushed."""
         with suppress(OSError):
-            self._stream.flush()
+            sys.stderr.flush()
 
 
 def configure(settings: Settings, worker: str = "") -> None:
@@ -54,7 +51,7 @@ def configure(settings: Settings, worker: str = "") -> None:
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Patient(sys.stderr))),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Patient())),
         cache_logger_on_first_use=False,
     )
     # Libraries speak through the standard module; their chatter below warning helps nobody.

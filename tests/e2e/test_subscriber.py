@@ -23,6 +23,7 @@ from stream.engine.topics import apply_topics, load_topics
 pytestmark = pytest.mark.services
 README = Path(__file__).resolve().parents[2] / "README.md"
 TOPIC = "ztf.alerts.programid1"
+JD = 2458463.02384  # a night of its own: other tests publish on the same topic
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def script(tmp_path) -> Path:
 
 
 def alerts(first: int, last: int) -> dict[int, bytes]:
-    batch = synthetic_batch(last, seed=77)
+    batch = synthetic_batch(last, seed=77, jd=JD)
     return {item.candidate["candid"]: emit_packet(item, batch, {}) for item in batch.items[first:]}
 
 

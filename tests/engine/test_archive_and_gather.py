@@ -23,11 +23,12 @@ from stream.engine.kafka import OutMessage, RawMessage, Sender, make_producer
 from stream.engine.lag import group_lag
 
 pytestmark = pytest.mark.services
+JD = 2458473.02384  # a night of its own: other tests publish on the same broker
 
 
 def packets(first: int, last: int) -> dict[int, bytes]:
     """Packets of some rows of one batch by candid: other rows, other candids."""
-    batch = synthetic_batch(last)
+    batch = synthetic_batch(last, jd=JD)
     return {item.candidate["candid"]: emit_packet(item, batch, {}) for item in batch.items[first:]}
 
 

@@ -13,6 +13,7 @@ from stream.alert import emit_packet, encode_report
 from stream.alert.synthetic import synthetic_batch
 from stream.archive import PacketArchive, ProductStore, Sent, read_manifest
 from stream.archive.manifest import candid_hash, iso, unix_of
+from stream.core.identity import expid_of, nid_of, night_of, pid_of, rid_of
 from stream.core.records import QuadrantReport, Status
 from stream.engine import deadletters
 from stream.engine.closing import (
@@ -130,11 +131,14 @@ def said(settings, topic: str, night: str) -> list[dict]:
     return [json.loads(m.value) for m in read_to_end(settings, {topic: {}}, "test") if m.key == night.encode()]
 
 
-def report(rcid: int, status: str = "ok", **changes) -> QuadrantReport:
-    jd = synthetic_batch(1).jd
+def report(rcid: int, status: str = "ok", jd: float | None = None, later: int = 0, **changes) -> QuadrantReport:
+    """Of the synthetic exposure or the one at ``jd``, or one that many hundred-thousandths of a day ``later``."""
+    jd = synthetic_batch(1).jd if jd is None else jd
+    expid = expid_of(jd) + later
+    rid = rid_of(expid, rcid)
     common = {
-        "name": f"ztf_q{rcid}", "field": 1, "fid": 1, "ccdid": 1, "qid": 1, "rcid": rcid, "programid": 1, "nid": 697,
-        "expid": 69752384, "rid": 6975238400 + rcid, "pid": 697523840015 + rcid * 100, "jd": jd, "jd_mid": jd,
+        "name": f"ztf_q{rcid}", "field": 1, "fid": 1, "ccdid": 1, "qid": 1, "rcid": rcid, "programid": 1,
+        "nid": nid_of(jd), "expid": expid, "rid": rid, "pid": pid_of(rid), "jd": jd, "jd_mid": jd,
         "exptime": 30.0, "status": Status(status),
     }  # fmt: skip
     return QuadrantReport(**{**common, **changes})
@@ -228,8 +232,9 @@ def test_an_empty_night_is_closed_and_a_late_alert_makes_another_version(ready, 
 
 @pytest.mark.services
 def test_a_manifest_accounts_for_everything_and_tells_the_public_its_own(ready):
-    night = "20181129"
-    batch = synthetic_batch(4)
+    jd = 2458493.02384  # a night of its own: other tests leave records of the synthetic one
+    night = night_of(jd)
+    batch = synthetic_batch(4, jd=jd)
     packets = [emit_packet(item, batch, {}) for item in batch.items]
     topic, when = f"ztf_{night}_programid1", time.time() - 100
     store = ProductStore(ready.store)
@@ -237,13 +242,13 @@ def test_a_manifest_accounts_for_everything_and_tells_the_public_its_own(ready):
     PacketArchive(store).add(sent)
     sender = Sender(make_producer(ready, "test"))
     records = [
-        report(1), report(2, "failed", stage="astrometry", reason="clouds"), report(3, "no_reference"),
-        report(1, expid=69752385, rid=6975238501), report(9, programid=2, expid=69752386, rid=6975238609),
+        report(1, jd=jd), report(2, "failed", jd, stage="astrometry", reason="clouds"), report(3, "no_reference", jd),
+        report(1, jd=jd, later=1), report(9, jd=jd, later=2, programid=2),
     ]  # fmt: skip
     for record in records:
         sender.send(OutMessage("ztf.quadrants", b"k", encode_report(record)))
-    lost = letter(id=f"lost-{night}", context={"rid": 6975238404, "name": "gone"}, headers=[["programid", "1"]],
-                  topic="ztf.raw")  # fmt: skip
+    gone = {"rid": rid_of(expid_of(jd), 4), "name": "gone"}
+    lost = letter(id=f"lost-{night}", context=gone, headers=[["programid", "1"]], topic="ztf.raw")
     sender.send(deadletters.encode(lost))
     sender.flush()
     manifest, new = close_night(ready, night, time.time())

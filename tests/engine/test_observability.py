@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import urllib.request
 
@@ -84,3 +86,14 @@ def test_on_a_console_logs_are_for_people(capsys):
     assert "hello" in line
     assert "a.fits" in line
     assert not line.startswith("{")
+
+
+def test_logs_follow_stderr_where_it_goes():
+    """A command called within another program finds another stderr each time, and the last one may be closed."""
+    first, second = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(first):
+        logs.configure(load_settings(environ={}, log_format="json"))
+    first.close()
+    with contextlib.redirect_stderr(second):
+        structlog.get_logger().warning("told")
+    assert json.loads(second.getvalue())["event"] == "told"
