@@ -70,6 +70,7 @@ def make_app(stage: Stage, settings: Settings, index: int = 0, heartbeat: Heartb
         broker=[f"kafka://{address}" for address in settings.bootstrap.split(",")],
         broker_credentials=credentials(settings),
         store="memory://",
+        datadir=str(settings.data_dir / "faust"),  # empty, but Faust makes one, by default in the current folder
         web_enabled=False,
         topic_disable_leader=True,
         # Static membership: a restarted worker takes its partitions back without waiting for a session to expire.

@@ -52,6 +52,7 @@ WEIGHTS = {
 WORST_BEGUN = 3  # kills of quadrant workers spare an input begun so often: five deaths are the input's own fault
 EXPOSURE_SECONDS, NIGHT_EXPOSURES, NIGHTS_APART = 60.0, 40, 100.0 * 86_400.0
 CORRUPT_EVERY = 6  # every so manieth packet is hurt
+QUADRANTS = 4  # of a packet; each ends in a quality record, hurt ones too
 # zsds.trackid says whether `link` was faster than `enrich`; all of LEDGER is wall clock. Nothing else may differ.
 MAY_DIFFER = (*LEDGER, "trackid")
 
@@ -103,28 +104,24 @@ class Packets:
         self._good, self._folder = good, folder
         folder.mkdir(parents=True, exist_ok=True)
         self.made: list[Path] = []
-        self.wanted: dict[Path, int] = {}  # packet -> quadrants that end in a quality record
         self.corrupt = 0
 
     def next(self) -> Path:
         """Make one more."""
         k = len(self.made)
         seconds = EXPOSURE_SECONDS * (1 + k % NIGHT_EXPOSURES) + NIGHTS_APART * (k // NIGHT_EXPOSURES)
-        kinds: list[tuple[Callable[[Path], Path], Any, int]] = [
-            (lambda p: bad.cut(p, 3000), None, 3),
-            (lambda p: p, bad.hurt_pixels(2, with_sums=True), 3),
-            (lambda p: bad.cut(p, p.stat().st_size // 2), None, 0),
-            (lambda p: p, bad.hurt_pixels(2, with_sums=False), 3),
+        kinds: list[tuple[Callable[[Path], Path], Any]] = [
+            (lambda p: bad.cut(p, 3000), None),
+            (lambda p: p, bad.hurt_pixels(2, with_sums=True)),
+            (lambda p: bad.cut(p, p.stat().st_size // 2), None),
+            (lambda p: p, bad.hurt_pixels(2, with_sums=False)),
         ]
-        after, change, quadrants = (
-            kinds[self.corrupt % 4] if k % CORRUPT_EVERY == CORRUPT_EVERY - 1 else (None, None, 4)
-        )
+        after, change = kinds[self.corrupt % 4] if k % CORRUPT_EVERY == CORRUPT_EVERY - 1 else (None, None)
         packet = bad.later(self._good, self._folder, seconds, change=change)
         if after is not None:
             packet = after(packet)
             self.corrupt += 1
         self.made.append(packet)
-        self.wanted[packet] = quadrants
         return packet
 
 
@@ -187,7 +184,7 @@ class Torture:
     # -- feeding -------------------------------------------------------------------------------------------------
 
     def _open(self) -> list[Path]:
-        return [path for path in self.packets.made if self._done[path] < self.packets.wanted[path]]
+        return [path for path in self.packets.made if self._done[path] < QUADRANTS]
 
     def _watch(self) -> None:
         now = time.monotonic()
@@ -222,7 +219,7 @@ class Torture:
             for path in self.packets.made:
                 if path.name.split(".")[0] == stem:
                     self._done[path] += 1
-                    if self._done[path] >= self.packets.wanted[path]:
+                    if self._done[path] >= QUADRANTS:
                         (self.world.inbox / path.name).unlink(missing_ok=True)
 
     def _published(self) -> bool:
