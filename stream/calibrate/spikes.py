@@ -1,19 +1,18 @@
-"""Cosmic rays and pixel spikes, found because they are sharper than any star can be.
+"""Cosmic rays and pixel spikes, found because they are sharper than any picture of the sky can be.
 
-A point source of FWHM w falls, one pixel from *any* of its pixels and in *any* direction, on average to no less
-than r = exp(-1 / (2 s^2)) of that pixel, s = w / 2.3548: for a Gaussian the mean of the two opposite neighbours is
-r cosh(d / s^2) of the pixel, d the pixel's distance from the centre along that direction; wider-winged profiles
-fall less. A pixel whose neighbour pair lies significantly below r is therefore no part of a star of that width or
-wider, however the star lies on the grid. Tracks have bright neighbours along their way and dark ones across: one
-direction is enough. (The idea is that of L.A.Cosmic, van Dokkum 2001, PASP 113, 1420, whose iteration of
-convolutions and medians costs 16 s an image; here one pass with second differences picks the few per mille of
-pixels that are looked at closely.)
+Pixels that stand out of the sky (some ten thousand) are looked at closely: on the 5 x 5 px around each, a bank of
+filters asks whether any sum of stars, none narrower than the image's own, can be what is seen (``sharpness``). A pixel
+where one of them says no beyond its noise was hit by a particle, whether it lies on sky, a galaxy or a star's wing. The
+whole neighbourhood counts, so that little charge is told from a star that is hardly wider. (The idea to use
+sharpness is that of L.A.Cosmic, van Dokkum 2001, PASP 113, 1420, whose iteration of convolutions and medians costs
+16 s an image.)
 
-How sharp a star can be is not taken from a header but from the image's own bright peaks, and never below 1.35 px, so
-that stars are safe from there on and cosmic rays are found better as the seeing gets worse.
+How sharp a star can be is not taken from a header but from the image's own bright peaks: they choose the filters'
+width, and whatever still excites a filter (stars drawn out along one direction, a corner in better focus) is taken off
+the weight of its middle pixel. What is left is a model error of a few percent of a star's peak, and counts as noise.
 
-A particle's track is followed from its sharp pixels: beside a hit a star is unlikely (one hit in a hundred lies within
-3 px of one), so that the pixel next to a hit, the hit thought away, needs less to count as sharp.
+From what is certain the charge is followed: down to the faint rims, and to peaks nearby with less evidence, for beside
+a hit a star is unlikely (one hit in a hundred lies within 3 px of one).
 """
 
 from __future__ import annotations
@@ -24,35 +23,51 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.calibrate.sharpness import CENTRE, RADIUS, WIDTHS, filters, star
 from stream.core.flags import BAD_BITS, Mask
 from stream.core.records import F32, U16
 
-FLOOR_FWHM = 1.35  # px: where the seeing is 1.5 px at the middle, stars elsewhere in the quadrant are a tenth sharper
-CEILING_FWHM = 2.2  # px; above, r would near that of the noise's own correlation and nothing is gained
-# r is this part of what the sharpest of the image's own bright peaks show (their percentile): noise, and a little.
-MARGIN, SHARPEST = 0.9, 10.0
-MIN_PEAKS = 20  # bright peaks to trust a width; with fewer the floor is used
-PEAK_SNR = 50.0
-CANDIDATE_SIGMA = 4.5  # of a second difference: some 60 pixels of pure noise in a full quadrant are looked at
-MIN_SNR = 5.0  # of a pixel over its surroundings
-SHARPNESS_SIGMA = 3.2  # how far the pair must lie below r; a star's own noise does that in one of 10^3 pixels
-GROW_RATIO = 0.45  # the most r that hits grow with, whatever the seeing: a chain must not run up a blend's flank
-GROW_SIGMA = 1.0  # the same beside a hit, where a sharp pixel is expected
-GROW_SNR = 3.0  # neighbours of a hit that carry its charge
-MAX_STEP_UP = 2.5  # times as bright as the hits beside it: a track's charge varies so much, a star's flank more
-MAX_STEPS = 40  # px that a track is followed from its last sharp pixel
-_ROWS = 64  # rows at a time: 0.8 MB, which stays in the second-level cache
-# Surroundings: eight pixels at 2.8 to 3 px. The level under a pixel is taken as their second smallest value: a level
-# too high makes a star's flank look sharp (with the fourth, 0.2 % of the pixels of a crowded field were false),
-# one a little low only costs the faintest hits. What a hit's neighbours stand above is their fourth smallest.
-_RING = ((-3, 0), (3, 0), (0, -3), (0, 3), (-2, -2), (-2, 2), (2, -2), (2, 2))
+FLANK = 0.4  # of its brightest neighbour's height: what is less is looked at with that one
+MIN_SNR = 4.5  # of a pixel over the sky, to be looked at: 30 pixels of pure noise in a full quadrant
+# Evidence (sigma of a filter) that makes a hit. Stars are the more frequent the fainter they are, particles are not:
+# at 5 sigma a star is 10^3 times as likely a priori, at 50 sigma ten times.
+CERTAIN, CERTAIN_FAINT = 2.5, 8.0  # CERTAIN + CERTAIN_FAINT / (S/N of the pixel)
+BROAD = 0.5  # sigma more for a broad shape: they are many, and what they find is bright
+MODEL_ERROR = 0.02  # of the brightest pixel of a window: how well the image's own width is known at any place
+PEAK_SNR, MIN_PEAKS, MAX_PEAKS = 50.0, 10, 2000  # peaks that tell the width; with fewer of them the narrowest is taken
+# The width is the largest whose filters' strongest answer, over the peak, is no more than ANSWER for half of the peaks
+# where stars are sharpest, of REGIONS x REGIONS parts of the image with MIN_PART peaks: what is left to tune is little.
+# Blends and galaxies answer less, hits more, and both are few.
+ANSWER, REGIONS, MIN_PART = 0.02, 4, 20
+# A filter's answer over the peak, beyond which a bright peak is a hit: at any seeing, and at that of the image.
+NEVER_STAR, NO_STAR = 0.04, 0.12
+# Percentiles of the stars' answers, of all and where they are sharpest, that become zero; how far that may sharpen a
+# filter.
+TUNED, TUNED_THERE, LOOSEST = 98.0, 95.0, -0.03
+# Charge is followed through pixels that stand GROW_SNR above their surroundings: down from a peak, and over peaks that
+# have GROW_EVIDENCE and are not MAX_STEP_UP times as bright as what led to them.
+GROW_SNR, GROW_EVIDENCE, MAX_STEP_UP = 3.0, 0.5, 3.0
+# px down: where stars are narrow, less of a hit is a peak with evidence, and less of a star lies beside it.
+DEPTH, DEPTH_WIDE, WIDE = 4, 2, 1.9
+MAX_STEPS = 60  # px that a track is followed
+CELL, STRIDE = 128, (4, 8)  # px: the sky's level is the median of every 32nd pixel of a cell
+# Surroundings of a pixel: the level under it is no higher than this part of the 24 pixels 3 px away, so that a level
+# that is too high somewhere does not cut a star's wings off.
+LEVEL_RANK = 15
+_RING = tuple((dy, dx) for dy in range(-3, 4) for dx in range(-3, 4) if max(abs(dy), abs(dx)) == 3)
+DEEPEST = -1.5  # sigma: a pixel that is lower is a defect's, and makes its neighbours no sharper
+# What charge stands above when it is followed: the fourth smallest of eight pixels, so that a star's flank stays.
+_NEAR_RING = ((-3, 0), (3, 0), (0, -3), (0, 3), (-2, -2), (-2, 2), (2, -2), (2, 2))
 _AROUND = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
+_WINDOW = tuple((dy, dx) for dy in range(-RADIUS, RADIUS + 1) for dx in range(-RADIUS, RADIUS + 1))
 # A column with hits on a tenth of its rows (50 at least) is a defect of the column, no particle: it is flagged as
 # noisy from its first to its last hit, so that what lies under the threshold between them goes too.
 HOT_COLUMN_FRACTION, HOT_COLUMN_MIN = 0.1, 50
 _MARGIN = 3  # px at the image's edge that cannot be judged
+_BATCH = 4096  # windows at a time: their answers to all filters stay in the second-level cache
 
 Index = NDArray[np.intp]
+Bool = NDArray[np.bool_]
 
 
 def flag_spikes(data: F32, mask: U16, gain: float, readnoise: float, flat: F32 | None = None) -> int:
@@ -80,17 +95,20 @@ def flag_spikes(data: F32, mask: U16, gain: float, readnoise: float, flat: F32 |
     sigma = _sky_noise(data, gain, readnoise)
     if not math.isfinite(sigma):
         return 0
-    candidates = _second_difference_peaks(data, CANDIDATE_SIGMA * sigma)
-    candidates = candidates[(mask.ravel()[candidates] & BAD_BITS) == 0]
-    if not len(candidates):
-        return 0
     noise = _Noise(gain, readnoise, sigma, None if flat is None else flat.ravel())
-    pixels = _Pixels(data, candidates, noise)
-    ratio = _narrowest_ratio(pixels)
-    hits = candidates[pixels.sharper_than(ratio, SHARPNESS_SIGMA)]
-    hits = _without_hot_columns(mask, hits)
-    hits = _grown(data, mask, hits, noise, ratio)
-    return _mark(mask, hits)
+    image = _Image(data, mask, _sky_level(data), noise)
+    peaks = image.peaks(MIN_SNR * sigma)
+    if not len(peaks):
+        return 0
+    windows = image.windows(peaks)
+    bank = _own_filters(windows, image.region(peaks))
+    hits = peaks[windows.certain(bank)]
+    outside = _without_hot_columns(mask, hits)
+    if len(outside) < len(hits):  # what is left may have been sharp for such a column beside it
+        hits = outside[image.windows(outside).certain(bank)]
+    if not len(hits):
+        return 0
+    return _mark(mask, _followed(image, hits, bank))
 
 
 def _sky_noise(data: F32, gain: float, readnoise: float) -> float:
@@ -102,24 +120,15 @@ def _sky_noise(data: F32, gain: float, readnoise: float) -> float:
     return max(math.sqrt(max(sky, 0.0) / gain + (readnoise / gain) ** 2), seen)
 
 
-def _second_difference_peaks(data: F32, threshold: float) -> Index:
-    """Flat indices of pixels that stand out of their left and right, or upper and lower neighbours."""
+def _sky_level(data: F32) -> F32:
+    """Medians of cells of about ``CELL`` px, what is left over at the far edges going to the last ones; NaN of none."""
     ny, nx = data.shape
-    # 2c - a - b has sqrt(6) of a pixel's noise, as threshold x sqrt(6).
-    limit = np.float32(threshold * math.sqrt(6))
-    inner = slice(_MARGIN, nx - _MARGIN)
-    found: list[Index] = []
-    for first in range(_MARGIN, ny - _MARGIN, _ROWS):
-        last = min(first + _ROWS, ny - _MARGIN)
-        twice = data[first:last, inner] * np.float32(2)
-        across = twice - data[first:last, _MARGIN - 1 : nx - _MARGIN - 1]
-        across -= data[first:last, _MARGIN + 1 : nx - _MARGIN + 1]
-        twice -= data[first - 1 : last - 1, inner]
-        twice -= data[first + 1 : last + 1, inner]
-        np.fmax(across, twice, out=across)
-        y, x = np.divmod(np.flatnonzero(across > limit), nx - 2 * _MARGIN)
-        found.append((y + first) * nx + x + _MARGIN)
-    return np.concatenate(found)
+    rows, columns = max(ny // CELL, 1), max(nx // CELL, 1)
+    high, wide = min(CELL, ny), min(CELL, nx)
+    some = data[: rows * high, : columns * wide].reshape(rows, high, columns, wide)[:, :: STRIDE[0], :, :: STRIDE[1]]
+    values = np.sort(some.transpose(0, 2, 1, 3).reshape(rows, columns, -1), axis=2)  # NaN goes to the end
+    middle = np.maximum(np.count_nonzero(np.isfinite(values), axis=2) - 1, 0) // 2
+    return np.take_along_axis(values, middle[..., None], axis=2)[..., 0]
 
 
 class _Noise(NamedTuple):
@@ -130,57 +139,151 @@ class _Noise(NamedTuple):
     sigma: float
     flat: F32 | None  # flattened
 
-
-class _Pixels:
-    """Candidate pixels with their neighbours over the local level, and their noise.
-
-    ``hit`` (flattened image) marks pixels known as hits: as neighbours they count as empty.
-    """
-
-    def __init__(self, data: F32, index: Index, noise: _Noise, hit: NDArray[np.bool_] | None = None) -> None:
-        values, nx = data.ravel(), data.shape[1]
-        ring = np.stack([values[index + (dy * nx + dx)] for dy, dx in _RING])
-        level = np.partition(ring, 1, axis=0)[1]
-        steps = (-1, 1, -nx, nx)
-        around = [values[index + step] - level for step in steps]
-        if hit is not None:
-            around = [
-                np.where(hit[index + step], np.minimum(value, 0), value)
-                for step, value in zip(steps, around, strict=True)
-            ]
-        left, right, up, down = around
-        self.signal = values[index] - level
-        self.pairs = np.stack([(left + right) / 2, (up + down) / 2, (left + right + up + down) / 4])
-        self.highest_neighbour = np.maximum(np.maximum(left, right), np.maximum(up, down))
-        response = np.float32(1.0) if noise.flat is None else noise.flat[index]
-        self._gain = noise.gain * response
-        # Never below the sky's noise as it was seen: GAIN and READNOI may be wrong.
-        own = (noise.readnoise / self._gain) ** 2 + np.maximum(level, 0) / self._gain
-        self._floor = np.maximum(own, noise.sigma**2)
-        self.snr = self.signal / np.sqrt(self._floor + np.maximum(self.signal, 0) / self._gain)
-
-    def sharper_than(self, ratio: float, significance: float) -> NDArray[np.bool_]:
-        """Which pixels have a neighbour pair significantly below ``ratio`` of themselves."""
-        own = ratio**2 * (self._floor + np.maximum(self.signal, 0) / self._gain)
-        sharp: NDArray[np.bool_] = np.zeros(len(self.signal), bool)
-        for pair, count in zip(self.pairs, (2, 2, 4), strict=True):
-            noise = np.sqrt(own + (self._floor + np.maximum(pair, 0) / self._gain) / count)
-            sharp |= ratio * self.signal - pair > significance * noise
-        sharp &= self.snr > MIN_SNR
-        return sharp
+    def floor(self, index: Index, level: F32) -> tuple[F32, F32]:
+        """Variance (DN^2) without a source, never below the sky's as it was seen (GAIN may be wrong); e-/DN."""
+        gain = np.float32(self.gain) * (np.ones(len(index), np.float32) if self.flat is None else self.flat[index])
+        return np.maximum((self.readnoise / gain) ** 2 + np.maximum(level, 0) / gain, self.sigma**2), gain
 
 
-def _narrowest_ratio(pixels: _Pixels) -> float:
-    """r for the narrowest star of this image (module docstring)."""
-    peaks = (pixels.snr > PEAK_SNR) & (pixels.signal > pixels.highest_neighbour)
-    ratios = pixels.pairs[:, peaks].min(axis=0) / pixels.signal[peaks]
-    ratios = ratios[ratios > _ratio_of(FLOOR_FWHM)]  # what is sharper is no star: particles do not make the width
-    ratio = MARGIN * float(np.percentile(ratios, SHARPEST)) if len(ratios) >= MIN_PEAKS else 0.0
-    return min(max(ratio, _ratio_of(FLOOR_FWHM)), _ratio_of(CEILING_FWHM))
+class _Image(NamedTuple):
+    """The image, its known defects, the sky's level by cells, and the noise."""
+
+    data: F32
+    mask: U16
+    level: F32
+    noise: _Noise
+
+    def around(self, index: Index, offsets: tuple[tuple[int, int], ...]) -> F32:
+        """Values at offsets from pixels, (n, offsets)."""
+        steps = np.array([dy * self.data.shape[1] + dx for dy, dx in offsets])
+        return np.asarray(self.data.ravel()[index[:, None] + steps])
+
+    def usable(self, index: Index) -> Bool:
+        """Which pixels have no known defect."""
+        return np.asarray((self.mask.ravel()[index] & BAD_BITS) == 0)
+
+    def peaks(self, threshold: float) -> Index:
+        """Pixels (flat indices) that stand so much (DN) above the sky's level, and little under their neighbours."""
+        ny, nx = self.data.shape
+        across = np.minimum(np.arange(nx) // CELL, self.level.shape[1] - 1)
+        found: list[Index] = []
+        for k in range(len(self.level)):
+            first = max(k * CELL, _MARGIN)
+            last = ny - _MARGIN if k == len(self.level) - 1 else min((k + 1) * CELL, ny - _MARGIN)
+            limit = self.level[k, across] + np.float32(threshold)
+            limit[:_MARGIN], limit[nx - _MARGIN :] = np.inf, np.inf
+            found.append(np.flatnonzero(self.data[first:last] > limit) + first * nx)
+        index = np.concatenate(found)
+        sky = self.level[np.minimum(index // nx // CELL, len(self.level) - 1), across[index % nx]]
+        lowest = np.fmax.reduce(self.around(index, _AROUND), axis=1)
+        lowest = np.float32(FLANK) * (lowest - sky)
+        return np.asarray(index[(self.data.ravel()[index] - sky >= lowest) & self.usable(index)])
+
+    def region(self, index: Index) -> Index:
+        """In which of the image's ``REGIONS`` x ``REGIONS`` parts pixels lie."""
+        y, x = np.divmod(index, self.data.shape[1])
+        return np.asarray(y * REGIONS // self.data.shape[0] * REGIONS + x * REGIONS // self.data.shape[1])
+
+    def windows(self, index: Index) -> _Windows:
+        """What lies around pixels, the sky subtracted, defects filled with what a star on the middle would leave."""
+        y, x = np.divmod(index, self.data.shape[1])
+        cells = np.minimum(y // CELL, self.level.shape[0] - 1), np.minimum(x // CELL, self.level.shape[1] - 1)
+        ring = self.around(index, _RING)
+        ring.partition(LEVEL_RANK, axis=1)
+        level = np.fmin(self.level[cells], ring[:, LEVEL_RANK])
+        pixels = self.around(index, _WINDOW) - level[:, None]
+        brightest = np.fmax.reduce(pixels, axis=1)
+        steps = np.array([dy * self.data.shape[1] + dx for dy, dx in _WINDOW])
+        bits = self.mask.ravel()[index[:, None] + steps]
+        brightest[((bits & np.uint16(Mask.SATURATED)) != 0).any(axis=1)] = np.inf
+        bad = ((bits & BAD_BITS) != 0) | ~np.isfinite(pixels)
+        bad[:, CENTRE] = False
+        np.maximum(pixels, np.float32(DEEPEST * self.noise.sigma), out=pixels)
+        return _Windows(pixels, bad, brightest, *self.noise.floor(index, level))
 
 
-def _ratio_of(fwhm: float) -> float:
-    return math.exp(-0.5 * (2.3548 / fwhm) ** 2)
+class _Windows(NamedTuple):
+    """5 x 5 px around n pixels (n, 25; DN over the sky), which of them are no good, and for each window its brightest
+    pixel (inf next to saturation, where nothing is known), its noise without a source (DN^2), and e-/DN."""
+
+    pixels: F32
+    bad: Bool
+    brightest: F32
+    floor: F32
+    gain: F32
+
+    @property
+    def snr(self) -> F32:
+        """Signal to noise of the middle pixels."""
+        middle = np.maximum(self.pixels[:, CENTRE], 0)
+        return np.asarray(middle / np.sqrt(self.floor + middle / self.gain))
+
+    def filled(self, profile: F32) -> F32:
+        """Pixels with the bad ones replaced by a star's ``profile`` (25,; 1 in the middle) of the middle's height."""
+        return np.where(self.bad, self.pixels[:, CENTRE, None] * profile, self.pixels)
+
+    def evidence(self, bank: _Bank) -> F32:
+        """The strongest answer of a filter, in its noise: of the brightest pixel's photons, and the model's error."""
+        pixels, bright = self.filled(bank.profile), np.maximum(self.brightest, 0)
+        noise = np.sqrt(self.floor + bright / self.gain + (MODEL_ERROR * bright) ** 2)
+        out = np.empty(len(pixels), np.float32)
+        for first in range(0, len(pixels), _BATCH):
+            some = slice(first, first + _BATCH)
+            answers = pixels[some] @ bank.filters.T
+            thin, broad = answers[:, : bank.thin].max(axis=1), answers[:, bank.thin :].max(axis=1)
+            out[some] = np.maximum(thin, broad - BROAD * noise[some]) / noise[some]
+        return out
+
+    def certain(self, bank: _Bank) -> Bool:
+        """Which middle pixels a particle has hit."""
+        return np.asarray(self.evidence(bank) > CERTAIN + CERTAIN_FAINT / np.maximum(self.snr, 1))
+
+
+class _Bank(NamedTuple):
+    """Filters (n, 25), how many of them, the first, are of thin shapes, and the profile (25,; 1 in the middle) of the
+    star that they are made for; how far (px) charge is followed downhill."""
+
+    filters: F32
+    thin: int
+    profile: F32
+    depth: int
+
+
+def _own_filters(windows: _Windows, region: Index) -> _Bank:
+    """Filters for the stars of this image (module docstring); ``region``: in which part of it each window lies."""
+    bright = (windows.snr > PEAK_SNR) & (windows.brightest == windows.pixels[:, CENTRE]) & ~windows.bad.any(axis=1)
+    stars, region = windows.pixels[bright], region[bright]
+    thinned = slice(None, None, 1 + len(stars) // MAX_PEAKS)
+    stars, region = stars[thinned] / stars[thinned, CENTRE, None], region[thinned]
+    wide = (stars @ filters(WIDTHS[0])[0].T).max(axis=1) < NEVER_STAR
+    stars, region = stars[wide], region[wide]
+    if len(stars) < MIN_PEAKS:
+        return _Bank(*filters(WIDTHS[0]), _profile(WIDTHS[0]), DEPTH)
+    parts = [part for k in np.unique(region) for part in [stars[region == k]] if len(part) >= MIN_PART] or [stars]
+
+    def sharpest(bank: F32) -> tuple[float, int]:
+        return max((float(np.median((part @ bank.T).max(axis=1))), k) for k, part in enumerate(parts))
+
+    low, high = 0, len(WIDTHS)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if sharpest(filters(WIDTHS[middle])[0])[0] < ANSWER else (low, middle)
+    original, thin = filters(WIDTHS[low])
+    bank = original.copy()
+    excess = np.full(len(bank), LOOSEST)
+    for some, percentile in ((stars, TUNED), (parts[sharpest(bank)[1]], TUNED_THERE)):
+        answers = some @ original.T
+        answers = answers[answers.max(axis=1) < NO_STAR]
+        if len(answers) >= MIN_PEAKS:
+            excess = np.maximum(excess, np.percentile(answers, percentile, axis=0))
+    bank[:, CENTRE] -= excess.astype(np.float32)
+    return _Bank(bank, thin, _profile(WIDTHS[low]), DEPTH if WIDTHS[low] < WIDE else DEPTH_WIDE)
+
+
+def _profile(width: float) -> F32:
+    """A star on a pixel's middle, (25,), 1 there."""
+    pixels = star(0.0, 0.0, width)
+    return np.asarray(pixels / pixels[CENTRE], np.float32)
 
 
 def _without_hot_columns(mask: U16, hits: Index) -> Index:
@@ -193,36 +296,37 @@ def _without_hot_columns(mask: U16, hits: Index) -> Index:
     return hits[~np.isin(hits % nx, hot)]
 
 
-def _grown(data: F32, mask: U16, hits: Index, noise: _Noise, ratio: float) -> Index:
-    """Hits and what hangs on them: pixels next to a hit that are sharp once the hit is thought away, and the faint
-    rims that carry its charge. A track is followed that way from one sharp pixel to the next."""
-    if not len(hits):
-        return hits
-    bits, nx = mask.reshape(-1), data.shape[1]
+def _followed(image: _Image, hits: Index, bank: _Bank) -> Index:
+    """Hits and the charge that hangs on them.
+
+    From a peak its charge is followed downhill, ``bank.depth`` px far; a pixel brighter than what led to it needs
+    evidence of its own, and is a peak from which to go on.
+    """
+    values, nx = image.data.ravel(), image.data.shape[1]
     steps = np.array([dy * nx + dx for dy, dx in _AROUND])
-    hit = np.zeros(data.size, bool)
-    hit[hits] = True
+    left = np.zeros(image.data.size, np.int8)  # 1 + px that may still be gone from a pixel; 0 is not hit
+    left[hits] = bank.depth + 1
     fresh = hits
     for _ in range(MAX_STEPS):
-        near = _inner(np.unique((fresh[:, None] + steps).ravel()), data.shape)
-        near = near[~hit[near] & ((bits[near] & BAD_BITS) == 0)]
-        pixels = _Pixels(data, near, noise, hit)
-        touched = data.ravel()[near[:, None] + steps]
-        brightest = np.where(hit[near[:, None] + steps], touched, -np.inf).max(axis=1)
-        level = data.ravel()[near] - pixels.signal
-        alike = pixels.signal < MAX_STEP_UP * (brightest - level)
-        fresh = near[alike & pixels.sharper_than(min(ratio, GROW_RATIO), GROW_SIGMA)]
-        if not len(fresh):
+        near = _inner(np.unique((fresh[left[fresh] > 1][:, None] + steps).ravel()), image.data.shape)
+        near = near[(left[near] == 0) & image.usable(near)]
+        ring = image.around(near, _NEAR_RING)
+        ring.partition(3, axis=1)
+        over = values[near] - ring[:, 3]
+        charged = over > GROW_SNR * image.noise.sigma
+        near, over, level = near[charged], over[charged], ring[charged, 3]
+        if not len(near):
             break
-        hit[fresh] = True
-    found = np.flatnonzero(hit)
-    rims = _inner(np.unique((found[:, None] + steps).ravel()), data.shape)
-    rims = rims[~hit[rims] & ((bits[rims] & BAD_BITS) == 0)]
-    values = data.ravel()
-    # What a hit's neighbours stand above is their fourth smallest surrounding: a star's flank stays.
-    ring = np.stack([values[rims + (dy * nx + dx)] for dy, dx in _RING])
-    hit[rims[values[rims] > np.partition(ring, 3, axis=0)[3] + np.float32(GROW_SNR * noise.sigma)]] = True
-    return np.flatnonzero(hit)
+        beside = near[:, None] + steps
+        touched = np.where(left[beside] > 1, values[beside], -np.inf)
+        downhill = values[near] <= touched.max(axis=1) + image.noise.sigma
+        onward = np.where(downhill, left[beside].max(axis=1) - 1, 0)
+        uphill = np.flatnonzero(~downhill & (over < MAX_STEP_UP * (touched.max(axis=1) - level)))
+        uphill = uphill[image.windows(near[uphill]).evidence(bank) > GROW_EVIDENCE] if len(uphill) else uphill
+        onward[uphill] = bank.depth + 1
+        left[near] = onward
+        fresh = near[onward > 0]
+    return np.flatnonzero(left)
 
 
 def _inner(index: Index, shape: tuple[int, ...]) -> Index:
