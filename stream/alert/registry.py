@@ -38,7 +38,7 @@ def _version(name: str, version: str) -> Registered:
     versions = _subject(name)
     if version in ("latest", "-1"):
         return versions[-1]
-    if not version.isdigit() or not 1 <= int(version) <= len(versions):
+    if not version.isdecimal() or not 1 <= int(version) <= len(versions):
         raise _Missing(40402, f"Version {version} not found.")
     return versions[int(version) - 1]
 

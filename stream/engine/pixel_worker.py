@@ -34,6 +34,7 @@ from stream.engine.kafka import (
 )
 from stream.engine.lanes import Lanes
 from stream.engine.state import Attempts
+from stream.engine.watchdog import Leave, Watchdog
 
 Process = Callable[[RawMessage], Sequence[OutMessage]]
 Hook = Callable[[str], None]
@@ -43,7 +44,7 @@ BACKOFF_FIRST, BACKOFF_LONGEST = 0.5, 30.0
 # A message whose processing killed the process this many times is given up. Once may be an operator or the
 # machine; five times is the message.
 MAX_DEATHS = 5
-_API_TIMEOUT = 30.0
+_API_TIMEOUT = 20.0
 _GLANCE = 0.05  # seconds
 _LOOKS = 4  # of half a second
 
@@ -84,6 +85,8 @@ class PixelWorker:
         Counts beginnings in Redis, so that an input that kills the process is given up in the end.
     heartbeat : Heartbeat, optional
         Is told what the worker is at.
+    leave : callable, optional
+        Ends the process where the client hangs (``watchdog.leave``).
     hook : callable, optional
         Called with the name of every step (``consumed``, ``processed``, ``begun``, ``produced``, ``offsets``,
         ``committed``); the fault tests kill the process there.
@@ -100,9 +103,11 @@ class PixelWorker:
         lanes: Lanes | None = None,
         attempts: Attempts | None = None,
         heartbeat: Heartbeat | None = None,
+        leave: Leave | None = None,
         hook: Hook | None = None,
     ) -> None:
         self.settings = settings
+        self._watchdog = Watchdog(leave)
         self.process = process
         self.source = source
         self.role = role
@@ -345,15 +350,19 @@ class PixelWorker:
             self._sender.flush(self.settings.transaction_timeout_ms / 1000.0)
             self._hook("produced")
             offset = TopicPartition(message.topic, message.partition, message.offset + 1)
-            self._producer.send_offsets_to_transaction([offset], self._consumer.consumer_group_metadata(), _API_TIMEOUT)
+            with self._watchdog.limit("sending offsets to a transaction", _API_TIMEOUT):
+                group = self._consumer.consumer_group_metadata()
+                self._producer.send_offsets_to_transaction([offset], group, _API_TIMEOUT)
             self._hook("offsets")
-            self._producer.commit_transaction(_API_TIMEOUT)
+            with self._watchdog.limit("committing a transaction", _API_TIMEOUT):
+                self._producer.commit_transaction(_API_TIMEOUT)
         self._hook("committed")
 
     def _abort(self) -> None:
         """Make the open transaction void. The client's own verdict counts: what is fatal is not tried again."""
         try:
-            self._producer.abort_transaction(_API_TIMEOUT)
+            with self._watchdog.limit("aborting a transaction", _API_TIMEOUT):
+                self._producer.abort_transaction(_API_TIMEOUT)
         except KafkaException as error:
             family = error_family(error.args[0], "aborting a transaction")
             # The broker times the transaction out; a new client under the same id makes sure of it.

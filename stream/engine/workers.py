@@ -80,6 +80,7 @@ def _pixels(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
     from stream.engine.lanes import Lanes
     from stream.engine.pixel_worker import PixelWorker
     from stream.engine.quadrant_messages import QuadrantProcess
+    from stream.engine.watchdog import leave
     from stream.pipeline import ScienceSettings
     from stream.quadrants import QuadrantTask
 
@@ -93,7 +94,9 @@ def _pixels(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
     with heartbeat:
         lanes = Lanes(settings, settings.group("pixels"))
         process = QuadrantProcess(task, settings, index)
-        worker = PixelWorker(settings, process, index=index, lanes=lanes, attempts=attempts, heartbeat=heartbeat)
+        worker = PixelWorker(
+            settings, process, index=index, lanes=lanes, attempts=attempts, heartbeat=heartbeat, leave=leave
+        )
         _until_told(worker.stop)
         worker.run()
 

@@ -8,11 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
+from nights import ztf_stream
 
 from stream.archive import ProductStore, StoreInputs
 from stream.archive.learned import Learned, LearnedShelf, learned_path, write_ghosts, write_persistent
-from stream.cli.main import app
 from stream.core.errors import MessageError
 from stream.core.flags import Mask
 from stream.core.ghosts import GhostGeometry
@@ -74,12 +73,8 @@ def test_the_command_learns_persistent_artefacts_from_candidates(store: ProductS
     (first, *_) = channel_products(store, RCID, "_candidates.parquet", "0", "9")
     shape = fitsio.int_hdu(np.zeros((512, 512), np.int16), {}, "MSKIMG")
     store.write(first[2].replace("candidates.parquet", "mskimg.fits.fz"), fitsio.primary() + shape)
-    said = CliRunner().invoke(
-        app, ["calibration", "persistent", "--rcid", str(RCID), "--store", str(tmp_path), "--json"]
-    )
-    assert said.exit_code == 0, said.output
+    ztf_stream("calibration", "persistent", "--rcid", RCID, "--store", tmp_path, "--json").ok()
     learned = StoreInputs(store).calibration(quadrant()).persistent
     assert learned is not None
     assert {tuple(place) for place in np.argwhere(learned)} == {(56, 100)}
-    none = CliRunner().invoke(app, ["calibration", "ghosts", "--rcid", "5", "--store", str(tmp_path)])
-    assert none.exit_code != 0
+    assert ztf_stream("calibration", "ghosts", "--rcid", "5", "--store", tmp_path).status != 0
