@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,11 +73,12 @@ def prefix(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def settings(broker: EmbeddedKafka, redis_url: str, prefix: str) -> Settings:
-    """Settings of this test's own on the session's broker and Redis, with an administrator's rights."""
+def settings(broker: EmbeddedKafka, redis_url: str, prefix: str, tmp_path: Path) -> Settings:
+    """Settings of this test's own on the session's broker and Redis, with an administrator's rights; neither its data
+    folder nor that folder's parent is there yet, as on a new machine."""
     mine = load_settings(
         environ={}, redis_url=redis_url, group_prefix=prefix, camera="small", instance="test",
-        session_timeout_ms=6_000, log_level="info",
+        session_timeout_ms=6_000, log_level="info", data_dir=tmp_path / "new" / "run",
     )  # fmt: skip
     found = broker.signed_in(mine).as_admin()
     whole_state(connect(found))

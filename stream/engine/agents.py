@@ -65,12 +65,15 @@ def credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredenti
 
 def make_app(stage: Stage, settings: Settings, index: int = 0, heartbeat: Heartbeat | None = None) -> faust.App:
     """The Faust app of one stage: reads its sources, writes what ``handle`` returns."""
+    # Faust wants a folder, which stays empty, and makes one only where its parent is there: on a new machine it is not.
+    datadir = settings.data_dir.expanduser() / "faust"
+    datadir.mkdir(parents=True, exist_ok=True)
     app = faust.App(
         settings.group(stage.name),
         broker=[f"kafka://{address}" for address in settings.bootstrap.split(",")],
         broker_credentials=credentials(settings),
         store="memory://",
-        datadir=str(settings.data_dir / "faust"),  # empty, but Faust makes one, by default in the current folder
+        datadir=str(datadir),
         web_enabled=False,
         topic_disable_leader=True,
         # Static membership: a restarted worker takes its partitions back without waiting for a session to expire.

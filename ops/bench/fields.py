@@ -1,0 +1,52 @@
+"""Three simulated fields on which measurement and subtraction are judged: made once, full size, everything switched on.
+
+``dense`` has 40,000 stars brighter than 20.6 on its quadrant, ``normal`` 5,000, ``sparse`` is the pole of the Galaxy as
+it is. Each has reference exposures of a good month and science exposures in seeing from 1.5 to 3.5 px. A folder holds
+``FIELD/{raw,truth}``, the catalogues, and ``FIELD/store`` with calibration (and references, where asked for) made by
+the project's own code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from stream.core.camera import FULL, Camera
+from stream.simulate import NightPlan, simulate_night
+
+Progress = Callable[[str], None]
+N_REFERENCE = 20
+N_SCIENCE = 10
+SEEING = (1.5, 3.5)  # px; references take the better half
+CCD, QID = 10, 2
+# Field, night near its opposition and new moon, star density (None: what the sky has there).
+FIELDS: dict[str, tuple[int, str, float | None]] = {
+    "normal": (448, "20201016", 1.0),
+    "dense": (448, "20201016", 8.0),
+    "sparse": (626, "20200422", None),
+}
+
+
+def plan_of(name: str, camera: Camera = FULL, references: int = N_REFERENCE, science: int = N_SCIENCE) -> NightPlan:
+    """The plan of one of ``FIELDS``: one quadrant of one CCD."""
+    field, night, density = FIELDS[name]
+    seed = 31 + list(FIELDS).index(name)
+    return NightPlan(
+        seed=seed, noise_seed=seed, camera=camera, ccds=(CCD,), qids=(QID,), field=field, night=night,
+        n_bias=5, n_flat=5, n_dark=3, n_reference=references, n_science=science, seeing=SEEING, cadence=1200.0,
+        star_density=density, satellites=1.0, bright_stars=1,
+    )  # fmt: skip
+
+
+def simulate(folder: Path, plan: NightPlan, say: Progress, workers: int = 1) -> None:
+    """A plan's frames in ``folder``, made once: a mark with the plan's hash says that they are whole."""
+    mark = folder / f".whole-{hashlib.sha256(repr(plan).encode()).hexdigest()[:16]}"
+    if mark.exists():
+        return
+
+    def report(done: int, total: int) -> None:
+        say(f"simulating {folder.name}: packet {done} of {total}")
+
+    simulate_night(folder, plan, report, workers=workers)
+    mark.touch()
