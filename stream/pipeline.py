@@ -57,6 +57,7 @@ from stream.photometry import (
     CLEAR,
     box_flags,
     build_psf,
+    catalog_maglim,
     cloud_verdict,
     detect,
     estimate_background,
@@ -258,7 +259,7 @@ def measure_science(
     # The cloud rules count the calibrators of a whole quadrant; a header's number is of one, ours of what we see.
     share = 1.0 if zeropoint is not None else image.data.size / (FULL.nx * FULL.ny)
     with watch.step("zeropoint"):
-        zeropoint = zeropoint or fit_zeropoint(sources, inputs.ps1(*cone), image.quadrant.exposure.fid)
+        zeropoint = zeropoint or fit_zeropoint(sources, inputs.ps1(*cone), e.fid, image.data.shape)
     with watch.step("mask"):
         mask, ghost_note = _mask_reflections(image, astrometry, inputs, cone, zeropoint.magzp, background.sigma, ghosts)
         notes += ghost_note
@@ -391,6 +392,8 @@ def report_science(report: QuadrantReport, science: ScienceImage) -> None:
     report.procstatus, report.cloud = status_of(science.infobits), science.cloud or None
     report.nmatches, report.zpclrcov, report.zpmed = zp.n_matches, zp.zpclrcov, zp.zpmed
     report.clrmed, report.clrrms = zp.clrmed, zp.clrrms
+    report.zpmap, report.zpmaprms = (list(zp.map.coefficients), zp.map.rms) if zp.map else ([], None)
+    report.maglimcat = catalog_maglim(science.sources, zp)
     report.astchi2, report.n_catalog = astrometry.chi_square, astrometry.n_catalog
     report.airmass, report.cal_age = science.quadrant.exposure.airmass, science.cal_age
     report.n_tracks, report.tracks = len(science.tracks), [track.kind for track in science.tracks]

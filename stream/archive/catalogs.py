@@ -31,16 +31,19 @@ from stream.core.records import (
     Status,
     Streak,
     Table,
+    ZeroPoint,
 )
 
 PSF_CATALOG, APERTURE_CATALOG, PSF_MODEL = "PSF_CATALOG", "APERTURE_CATALOG", "PSF_MODEL"
 _POGSON = 2.5 / math.log(10.0)
 
 
-def psf_catalog(sources: Table, cards: fitsio.Cards) -> bytes:
+def psf_catalog(sources: Table, cards: fitsio.Cards, zeropoint: ZeroPoint | None = None) -> bytes:
     """The ``PSF_CATALOG`` extension: the survey's columns and units, ``mag`` instrumental.
 
-    ``mag`` and ``sigmag`` are NaN where the flux is not positive. Calibrated: mag + MAGZP + CLRCOEFF x colour.
+    ``mag`` and ``sigmag`` are NaN where the flux is not positive. Calibrated: mag + MAGZP + CLRCOEFF x colour. With a
+    zero point there are two columns more: ``zpoff``, what the zero-point map adds at that place, and ``magcal`` =
+    mag + MAGZP + zpoff, the magnitude at colour 0.
     """
     flux, sigma = sources["flux"], sources["sigflux"]
     positive = flux > 0
@@ -63,6 +66,10 @@ def psf_catalog(sources: Table, cards: fitsio.Cards) -> bytes:
         ("sharp", "", sources["sharp"]),
         ("flags", "", sources["flags"]),
     ]
+    if zeropoint is not None:
+        offset = zeropoint.at(sources["x"], sources["y"]) - zeropoint.magzp
+        columns.append(("zpoff", "mag", offset.astype(np.float32)))
+        columns.append(("magcal", "mag", (mag + zeropoint.magzp + offset).astype(np.float32)))
     return fitsio.table_hdu(columns, PSF_CATALOG, cards)
 
 

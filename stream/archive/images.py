@@ -33,6 +33,7 @@ from stream.core.records import (
     Track,
     ZeroPoint,
 )
+from stream.core.zeropointmap import map_cards, read_map
 
 # The sky is smooth over this many px; its map is a mean of cells, read back by bilinear interpolation.
 _SKY_CELL = 32
@@ -65,6 +66,7 @@ def science_cards(science: ScienceImage) -> dict[str, Any]:
         "CLRMED": zp.clrmed,
         "CLRAVG": zp.clravg,
         "CLRRMS": zp.clrrms,
+        **map_cards(zp.map),
         "FIXAPERS": (",".join(f"{d:g}" for d in APERTURE_DIAMETERS), "aperture diameters [px]"),
     }
     for i, (value, unc) in enumerate(zip(science.apcor, science.apcorunc, strict=False), 1):
@@ -171,8 +173,8 @@ def encode_science(science: ScienceImage) -> dict[str, bytes]:
     image = fitsio.float_hdu(science.data, step, cards, "SCIIMG")
     sky = fitsio.plain_hdu(_coarse(science.background.level), {"CELL": _SKY_CELL}, "SKY")
     sky += fitsio.plain_hdu(_coarse(science.background.rms), {"CELL": _SKY_CELL}, "SKYRMS")
-    brief = {key: cards[key] for key in _CATALOG_CARDS}
-    psf = catalogs.psf_catalog(science.sources, brief) + catalogs.psf_model(science.psf)
+    brief = {key: cards[key] for key in _CATALOG_CARDS} | map_cards(science.zeropoint.map)
+    psf = catalogs.psf_catalog(science.sources, brief, science.zeropoint) + catalogs.psf_model(science.psf)
     return {
         "sciimg.fits.fz": fitsio.primary() + image + sky,
         "mskimg.fits.fz": fitsio.primary() + fitsio.int_hdu(as_signed(science.mask), {**cards, **bits}, "MSKIMG"),
@@ -250,7 +252,7 @@ def _zeropoint(h: fits.Header) -> ZeroPoint:
     """The zero point of a science product's header; NaN where a card is missing."""
     fit = {key.lower(): h.get(key, float("nan")) for key in _FIT_CARDS}
     medians = {key.lower(): h.get(key, float("nan")) for key in _MEDIAN_CARDS}
-    return ZeroPoint(**fit, pcolor=h["PCOLOR"], n_matches=h["NMATCHES"], **medians)
+    return ZeroPoint(**fit, pcolor=h["PCOLOR"], n_matches=h["NMATCHES"], **medians, map=read_map(h))
 
 
 # Cards of the raw header that ingest keeps, beside CCDTMPnn.

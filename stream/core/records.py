@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 from astropy.wcs import WCS
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from stream.core import identity
 from stream.core.errors import Permanent
@@ -38,8 +38,10 @@ from stream.core.tables import GAIA_DTYPE as GAIA_DTYPE
 from stream.core.tables import PS1_DTYPE as PS1_DTYPE
 from stream.core.tables import SOURCE_DTYPE as SOURCE_DTYPE
 from stream.core.tables import Table as Table
+from stream.core.zeropointmap import ZeroPointMap as ZeroPointMap
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 U16 = NDArray[np.uint16]
 
 
@@ -208,7 +210,11 @@ class Astrometry:
 
 @dataclass(frozen=True, slots=True)
 class ZeroPoint:
-    """m_PS1 - m_inst = magzp + clrcoeff x colour, the survey's keywords; colour is g-r for g and r, r-i for i."""
+    """m_PS1 - m_inst = magzp + clrcoeff x colour, the survey's keywords; colour is g-r for g and r, r-i for i.
+
+    ``map`` says how ``magzp`` varies over the image (``magzp + map.offset(x, y)`` at a place); None: as far as the
+    stars tell, it doesn't. ``magzp`` is the median over the image.
+    """
 
     magzp: float
     magzpunc: float
@@ -223,6 +229,13 @@ class ZeroPoint:
     clrmed: float = float("nan")
     clravg: float = float("nan")
     clrrms: float = float("nan")
+    map: ZeroPointMap | None = None
+
+    def at(self, x: ArrayLike, y: ArrayLike) -> F64:
+        """Zero point (mag) at places (px, first pixel is 0), in their shape."""
+        if self.map is None:
+            return np.full(np.shape(x), self.magzp)
+        return self.magzp + self.map.offset(x, y)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,9 @@ class QuadrantReport:
     zpmed: float | None = None
     clrmed: float | None = None
     clrrms: float | None = None
+    zpmap: list[float] = dataclasses.field(default_factory=list)  # mag, coefficients of the zero-point map
+    zpmaprms: float | None = None  # mag, calibrators about zero point and map
+    maglimcat: float | None = None  # MAGLIM as the catalogue's errors say; `maglim` is the formula's
     astchi2: float | None = None
     n_catalog: int | None = None  # catalogue stars on the image
     cal_age: float | None = None  # days, of the oldest nightly frame used

@@ -15,6 +15,7 @@ from stream.core.errors import PacketError
 from stream.core.flags import Mask
 from stream.core.identity import FILTER_CODES, jd_of
 from stream.core.records import Astrometry, CalibratedImage, Exposure, Quadrant, ZeroPoint
+from stream.core.zeropointmap import read_map
 
 # Without the keyword: the camera's typical values (interfaces §1).
 DEFAULT_GAIN, DEFAULT_READNOISE, DEFAULT_SATURATE = 6.2, 10.0, 50_000.0
@@ -62,7 +63,7 @@ def read_science(path: Path) -> CalibratedInput:
     )
     seeing = header.get("SEEING")
     return CalibratedInput(
-        image, _astrometry(header, wcs), _zeropoint(header), None if seeing is None else float(seeing)
+        image, _astrometry(header, wcs), _zeropoint(header, data.shape), None if seeing is None else float(seeing)
     )
 
 
@@ -106,10 +107,13 @@ def _astrometry(header: fits.Header, wcs: WCS) -> Astrometry:
     return Astrometry(wcs, rms[0], rms[1], matched, matched, float("nan"))
 
 
-def _zeropoint(header: fits.Header) -> ZeroPoint | None:
+def _zeropoint(header: fits.Header, shape: tuple[int, ...]) -> ZeroPoint | None:
+    """The header's zero point; with its map where the image is whole (a cut-out's map is of places not on it)."""
     if header.get("MAGZP") is None:
         return None
     keys = ("MAGZP", "MAGZPUNC", "MAGZPRMS", "CLRCOEFF", "CLRCOUNC", "ZPCLRCOV", "ZPMED", "ZPAVG", "CLRMED", "CLRAVG")
     figures = {key.lower(): float(header.get(key, np.nan)) for key in (*keys, "CLRRMS")}
     colour = str(header.get("PCOLOR", "")).strip() or "g - R"
-    return ZeroPoint(pcolor=colour, n_matches=int(header.get("NMATCHES", 0)), **figures)
+    found = read_map(header)
+    whole = found if found is not None and found.shape == shape else None
+    return ZeroPoint(pcolor=colour, n_matches=int(header.get("NMATCHES", 0)), **figures, map=whole)

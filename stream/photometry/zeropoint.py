@@ -1,8 +1,14 @@
-"""The zero point against Pan-STARRS1: m_PS1 - m_inst = MAGZP + CLRCOEFF x colour (``ztf-facts.md`` §3.2)."""
+"""The zero point against Pan-STARRS1: m_PS1 - m_inst = MAGZP + CLRCOEFF x colour (``ztf-facts.md`` §3.2).
+
+Zero point, colour term and the zero point's map over the quadrant are one weighted fit. The weights hold what the
+stars themselves show to scatter beyond the errors of their fluxes and of the catalogue; that and a floor make the
+errors true, while the survey's own are formal (1e-5 mag).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +16,8 @@ from scipy.spatial import cKDTree
 
 from stream.core.errors import PhotometryError
 from stream.core.flags import BAD_BITS, Mask
-from stream.core.records import Table, ZeroPoint
+from stream.core.records import Table, ZeroPoint, ZeroPointMap
+from stream.core.zeropointmap import basis, terms
 
 F64 = NDArray[np.float64]
 BOOL = NDArray[np.bool_]
@@ -24,9 +31,16 @@ MAX_PS1_ERROR = 0.05
 STAR_SCORE = 0.8  # ps_score: 1 star, 0 galaxy (Tachibana & Miller 2018); unknown is allowed
 # Beyond these colours the relation between the systems is no straight line (M dwarfs, hot stars).
 COLOUR_RANGE = {1: (0.1, 1.2), 2: (0.1, 1.2), 3: (-0.1, 0.8)}
-# Error floor per star, mag: PS1's own accuracy and the scatter of real stars around a linear colour term. Without it
-# the few brightest stars would be the whole fit.
-ERROR_FLOOR = 0.01
+# Least error of a calibrator, mag: PS1's own relative accuracy. What real stars scatter beyond it and their other
+# errors (about the linear colour term, about the PSF's and the flat's errors) is measured on the image itself, between
+# these limits; with few stars the measure means little and the usual value stands in.
+ERROR_FLOOR = 0.003
+SCATTER_RANGE, USUAL_SCATTER, SCATTER_STARS = (0.001, 0.1), 0.01, 40
+# What does not average out over stars, mag: repeated exposures of a field differ in their zero points by this beyond
+# the errors of the fits, because all stars of an exposure share one PSF model and its normalisation.
+ZEROPOINT_FLOOR = 0.001
+# The map: highest degree, and stars that each of its coefficients needs at least.
+MAX_DEGREE, STARS_PER_TERM = 3, 12
 # Colour coefficients in real headers (g -0.08..-0.03, r 0.10..0.13, i 0.19): a loose prior for few matches.
 CLR_PRIOR = {1: -0.06, 2: 0.11, 3: 0.19}
 CLR_PRIOR_SIGMA = 0.1
@@ -52,8 +66,8 @@ class Calibrators:
     star: NDArray[np.intp]
 
 
-def fit_zeropoint(sources: Table, ps1: Table, fid: int) -> ZeroPoint:
-    """Zero point and colour term of an image.
+def fit_zeropoint(sources: Table, ps1: Table, fid: int, shape: tuple[int, ...] | None = None) -> ZeroPoint:
+    """Zero point, colour term and zero-point map of an image.
 
     Parameters
     ----------
@@ -63,12 +77,16 @@ def fit_zeropoint(sources: Table, ps1: Table, fid: int) -> ZeroPoint:
         Magnitudes NaN or -999 where missing.
     fid : int
         1 g, 2 r, 3 i.
+    shape : (int, int), optional
+        Of the image; None: no map is fitted.
 
     Returns
     -------
     ZeroPoint
-        ``magzpunc`` and ``clrcounc`` include the stars' real scatter, unlike the survey's formal ones; still, the
-        error of one calibrated magnitude is better told by ``magzprms``.
+        ``magzp`` is the median over the image where there is a map. ``magzpunc`` and ``clrcounc`` are true: they
+        include the stars' real scatter and a floor, unlike the survey's formal ones; the error of one calibrated
+        magnitude is told by ``magzprms``, the r.m.s. about the zero point without its map. ``map`` has the degree
+        (0 to 3; 0: None) that the Bayesian information criterion chooses.
 
     Raises
     ------
@@ -85,19 +103,69 @@ def fit_zeropoint(sources: Table, ps1: Table, fid: int) -> ZeroPoint:
             f"{MIN_MATCHES}",
             n_matches=n,
         )
-    kept = np.ones(n, bool)
+    degrees = range(MAX_DEGREE + 1) if shape is not None else range(1)
+    ny, nx = shape if shape is not None else (1, 1)
+    surface = basis(sources["x"][stars.source], sources["y"][stars.source], (ny, nx), max(degrees))
+    fit = robust_fit(stars, surface, fid, 0)
+    enough = [d for d in degrees if d == 0 or int(fit.kept.sum()) >= STARS_PER_TERM * len(terms(d))]
+    trials = [_solve(stars, surface, fit, fid, degree) for degree in enough]
+    # Chi-square in units of the richest surface's: an underestimated error must not ask for more terms.
+    unit = max(trials[-1].chi_square, 1.0)
+    free = max(int(fit.kept.sum()), 1)
+    costs = [t.chi_square * max(free - len(t.value), 1) / unit + len(t.value) * math.log(free) for t in trials]
+    degree = enough[int(np.argmin(costs))]
+    if degree:
+        fit = robust_fit(stars, surface, fid, degree)
+    residual = stars.difference - _model(stars, surface, fit)
+    return _zeropoint(stars, fit, fid, (ny, nx), residual)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Zero point at the pivot's colour, colour term, map coefficients without the constant; their covariance; the
+    calibrators' rows that were used and the errors they were used with; chi-square per degree of freedom."""
+
+    value: F64
+    covariance: F64
+    kept: BOOL
+    error: F64
+    pivot: float
+    degree: int
+    chi_square: float = math.nan
+
+
+def robust_fit(stars: Calibrators, surface: F64, fid: int, degree: int) -> Fit:
+    """The fit of a given degree with outliers left out and the stars' scatter in the weights."""
     pivot = float(np.median(stars.colour))
-    value, covariance = _line(stars, kept, pivot, CLR_PRIOR[fid])
+    start = np.hypot(stars.error, USUAL_SCATTER)
+    empty = np.zeros(0)
+    fit = Fit(empty, empty, np.ones(len(stars.difference), bool), start, pivot, degree)
+    fit = _solve(stars, surface, fit, fid, degree)
     for _ in range(10):
-        residual = stars.difference - value[0] - value[1] * (stars.colour - pivot)
-        scatter = 1.4826 * np.median(np.abs(residual[kept] - np.median(residual[kept])))
-        allowed = CLIP * np.hypot(stars.error, scatter)
-        chosen = np.abs(residual - np.median(residual[kept])) < allowed
-        if chosen.sum() < MIN_MATCHES or np.array_equal(chosen, kept):
+        residual = stars.difference - _model(stars, surface, fit)
+        centre = float(np.median(residual[fit.kept]))
+        error = np.hypot(stars.error, excess_scatter(residual[fit.kept] - centre, stars.error[fit.kept]))
+        kept = np.abs(residual - centre) < CLIP * error
+        if kept.sum() < MIN_MATCHES or np.array_equal(kept, fit.kept):
             break
-        kept = chosen
-        value, covariance = _line(stars, kept, pivot, CLR_PRIOR[fid])
-    return _zeropoint(stars, kept, pivot, value, covariance, fid)
+        fit = _solve(stars, surface, replace(fit, kept=kept, error=error), fid, degree)
+    return fit
+
+
+def excess_scatter(residual: F64, error: F64) -> float:
+    """What residuals scatter beyond their errors (mag, within ``SCATTER_RANGE``), so that their median absolute value
+    in units of the whole is that of a Gaussian."""
+    if len(residual) < SCATTER_STARS:
+        return USUAL_SCATTER
+    low, high = SCATTER_RANGE
+    size = np.abs(residual)
+    for _ in range(20):
+        middle = math.sqrt(low * high)
+        if 1.4826 * np.median(size / np.hypot(error, middle)) > 1:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(low * high)
 
 
 def match_calibrators(sources: Table, ps1: Table, fid: int) -> Calibrators:
@@ -141,33 +209,59 @@ def _unit_vectors(ra: F64, dec: F64) -> F64:
     return np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], axis=1)
 
 
-def _line(stars: Calibrators, kept: BOOL, pivot: float, prior: float) -> tuple[F64, F64]:
-    """Weighted line through the kept stars, colour counted from ``pivot``; covariance scaled with the real scatter."""
-    y, colour = stars.difference[kept], stars.colour[kept] - pivot
-    design = np.stack([np.ones_like(colour), colour], axis=1)
-    weight = 1 / stars.error[kept] ** 2
+def _design(stars: Calibrators, surface: F64, fit: Fit, degree: int) -> F64:
+    """Columns of zero point, colour from the pivot, and the map's terms without the constant."""
+    colour = stars.colour - fit.pivot
+    return np.column_stack([np.ones_like(colour), colour, surface[:, 1 : len(terms(degree))]])
+
+
+def _model(stars: Calibrators, surface: F64, fit: Fit) -> F64:
+    return np.asarray(_design(stars, surface, fit, fit.degree) @ fit.value, np.float64)
+
+
+def _solve(stars: Calibrators, surface: F64, fit: Fit, fid: int, degree: int) -> Fit:
+    """Weighted least squares over the kept stars, with the usual colour term as a loose prior; the covariance is
+    scaled with the scatter that is left."""
+    kept = fit.kept
+    y, design = stars.difference[kept], _design(stars, surface, fit, degree)[kept]
+    weight = 1 / fit.error[kept] ** 2
     normal = (design * weight[:, None]).T @ design
     right = (design * weight[:, None]).T @ y
     normal[1, 1] += CLR_PRIOR_SIGMA**-2
-    right[1] += prior * CLR_PRIOR_SIGMA**-2
+    right[1] += CLR_PRIOR[fid] * CLR_PRIOR_SIGMA**-2
     covariance = np.asarray(np.linalg.inv(normal), np.float64)
     value = covariance @ right
-    chi2 = float((weight * (y - design @ value) ** 2).sum()) / max(len(y) - 2, 1)
-    return value, covariance * max(chi2, 1.0)
+    chi2 = float((weight * (y - design @ value) ** 2).sum()) / max(len(y) - len(value), 1)
+    return replace(fit, value=value, covariance=covariance * max(chi2, 1.0), degree=degree, chi_square=chi2)
 
 
-def _zeropoint(stars: Calibrators, kept: BOOL, pivot: float, value: F64, covariance: F64, fid: int) -> ZeroPoint:
-    shift = np.array([[1.0, -pivot], [0.0, 1.0]])  # from the pivot's colour to colour 0
-    zp, clr = shift @ value
-    covariance = shift @ covariance @ shift.T
+def _map(fit: Fit, shape: tuple[int, int], rms: float) -> tuple[ZeroPointMap | None, float]:
+    """The map, its median over the image zero, and what that adds to the zero point."""
+    if not fit.degree:
+        return None, 0.0
+    errors = np.sqrt(np.diag(fit.covariance)[2:])
+    raw = ZeroPointMap(fit.degree, shape, (0.0, *map(float, fit.value[2:])), (0.0, *map(float, errors)), rms)
+    at = np.meshgrid(np.linspace(0, shape[1] - 1, 65), np.linspace(0, shape[0] - 1, 65))
+    median = float(np.median(raw.offset(*at)))
+    return replace(raw, coefficients=(-median, *raw.coefficients[1:])), median
+
+
+def _zeropoint(stars: Calibrators, fit: Fit, fid: int, shape: tuple[int, int], residual: F64) -> ZeroPoint:
+    kept = fit.kept
+    shift = np.array([[1.0, -fit.pivot], [0.0, 1.0]])  # from the pivot's colour to colour 0
+    zp, clr = shift @ fit.value[:2]
+    covariance = shift @ fit.covariance[:2, :2] @ shift.T
     difference, colour = stars.difference[kept], stars.colour[kept]
-    residual = difference - zp - clr * colour
-    bright = stars.error[kept] < RMS_ERROR
-    measured = residual[bright] if np.count_nonzero(bright) >= RMS_STARS else residual
+    error = np.hypot(stars.error, USUAL_SCATTER)[kept]
+    bright = error < RMS_ERROR
+    chosen = bright if np.count_nonzero(bright) >= RMS_STARS else np.ones(len(bright), bool)
+    plain = (difference - clr * colour)[chosen]
+    mapped = residual[kept][chosen]
+    found, median = _map(fit, shape, float(np.sqrt(np.mean(mapped**2))))
     return ZeroPoint(
-        magzp=float(zp),
-        magzpunc=float(np.sqrt(covariance[0, 0])),
-        magzprms=float(np.sqrt(np.mean(measured**2))),
+        magzp=float(zp) + median,
+        magzpunc=float(np.hypot(np.sqrt(covariance[0, 0]), ZEROPOINT_FLOOR)),
+        magzprms=float(np.sqrt(np.mean((plain - np.average(plain, weights=error[chosen] ** -2)) ** 2))),
         clrcoeff=float(clr),
         clrcounc=float(np.sqrt(covariance[1, 1])),
         zpclrcov=float(covariance[0, 1]),
@@ -178,4 +272,5 @@ def _zeropoint(stars: Calibrators, kept: BOOL, pivot: float, value: F64, covaria
         clrmed=float(np.median(colour)),
         clravg=float(np.mean(colour)),
         clrrms=float(np.std(colour)),
+        map=found,
     )

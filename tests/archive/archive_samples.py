@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
@@ -26,6 +28,7 @@ from stream.core.records import (
     Status,
     Streak,
     ZeroPoint,
+    ZeroPointMap,
 )
 
 SHAPE = (130, 150)  # not square, and no multiple of a tile
@@ -84,6 +87,7 @@ def science(q: Quadrant | None = None, seed: int = 1) -> ScienceImage:
     data[60, 70] = 55_000.0
     mask = rng.integers(0, 65536, SHAPE).astype(np.uint16)
     zp = ZeroPoint(26.123784, 6.9e-5, 0.045652, -0.059691, 1.2e-4, -8.3e-5, "g - R", 189, 26.086, 26.08, 0.61, 0.7, 0.3)
+    zp = replace(zp, map=ZeroPointMap(1, SHAPE, (0.0003, 0.006, -0.004), (0.0, 0.001, 0.0011), 0.031))
     return ScienceImage(
         q or quadrant(), data, mask, 6.2, 9.3, 59645.117,
         Background(level, np.full(SHAPE, 6.0, np.float32), 204.0, 6.0),

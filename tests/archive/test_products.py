@@ -100,7 +100,7 @@ def test_psf_catalogue_is_the_surveys_form(store: ProductStore) -> None:
     with fits.open(io.BytesIO(store.read(science_path(made.quadrant.name, "psfcat.fits")))) as hdus:
         table = hdus["PSF_CATALOG"]
         names = "sourceid,xpos,ypos,ra,dec,flux,sigflux,mag,sigmag,snr,chi,sharp,flags"
-        assert ",".join(table.columns.names) == names
+        assert ",".join(table.columns.names) == names + ",zpoff,magcal"
         assert dict(zip(table.columns.names, table.columns.units, strict=True))["flux"] == "DN"
         assert made.science is not None
         np.testing.assert_allclose(table.data["xpos"], made.science.sources["x"] + 1)
@@ -109,6 +109,9 @@ def test_psf_catalogue_is_the_surveys_form(store: ProductStore) -> None:
             table.data["mag"][good], -2.5 * np.log10(made.science.sources["flux"][good]), rtol=1e-6
         )
         assert np.isnan(table.data["mag"][~good]).all()
+        zp = made.science.zeropoint
+        at_places = zp.at(made.science.sources["x"], made.science.sources["y"])
+        np.testing.assert_allclose(table.data["magcal"], table.data["mag"] + at_places, atol=2e-6)
 
 
 def test_difference_psf_is_centred_and_sums_to_one(store: ProductStore) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from stream.core.errors import PhotometryError
 from stream.core.flags import Mask
 from stream.core.records import PS1_DTYPE, SOURCE_DTYPE, Table
+from stream.core.zeropointmap import map_cards, read_map
 from stream.photometry import fit_zeropoint, match_calibrators
 
+F64 = NDArray[np.float64]
 ZP, CLR, RA, DEC = 26.2, {1: -0.055, 2: 0.115, 3: 0.19}, 151.0, 33.0
 
 
@@ -139,3 +144,69 @@ def test_sources_without_places_and_unknown_filter() -> None:
     sources["ra"] = np.nan
     with pytest.raises(PhotometryError, match="0 matches"):
         fit_zeropoint(sources, ps1, 1)
+
+
+def tilted(n: int, surface: Callable[[F64, F64], F64], seed: int) -> tuple[Table, Table]:
+    """Tables of stars all over an image whose zero point is higher by ``surface(u, v)`` mag, u and v from -1 to 1."""
+    sources, ps1 = tables(n, 1, seed)
+    rng = np.random.default_rng(seed + 1000)
+    sources["x"], sources["y"] = rng.uniform(0, SHAPE[1] - 1, n), rng.uniform(0, SHAPE[0] - 1, n)
+    more = 10 ** (0.4 * surface(2 * sources["x"] / (SHAPE[1] - 1) - 1, 2 * sources["y"] / (SHAPE[0] - 1) - 1))
+    for name in ("flux", "sigflux"):
+        sources[name] *= more
+    return sources, ps1
+
+
+SHAPE = (3080, 3072)
+X, Y = (g.ravel() for g in np.meshgrid(np.linspace(0, SHAPE[1] - 1, 9), np.linspace(0, SHAPE[0] - 1, 9)))
+U, V = 2 * X / (SHAPE[1] - 1) - 1, 2 * Y / (SHAPE[0] - 1) - 1
+
+
+@pytest.mark.parametrize(
+    ("degree", "surface"),
+    [
+        (1, lambda u, v: 0.02 * u - 0.01 * v),
+        (2, lambda u, v: 0.015 * u * v + 0.02 * u**2),
+        (3, lambda u, v: 0.02 * u**3 - 0.02 * u * v**2),
+    ],
+)
+def test_a_zero_point_that_varies_is_mapped(degree: int, surface: Callable[[F64, F64], F64]) -> None:
+    zp = fit_zeropoint(*tilted(900, surface, 20 + degree), 1, SHAPE)
+    assert zp.map is not None
+    assert zp.map.degree == degree
+    truth = ZP + surface(U, V)
+    error = zp.at(X, Y) - truth
+    allowed = np.hypot(zp.map.sigma(X, Y), zp.magzpunc)
+    assert np.std(error / allowed) < 1.5
+    assert np.abs(error).max() < 0.012
+    assert np.median(zp.map.expand(16)) == pytest.approx(0, abs=2e-4)
+    assert zp.map.rms < zp.magzprms
+    assert zp.map.expand(384)[2, 3] == pytest.approx(float(zp.map.offset(3 * 384, 2 * 384)), abs=1e-6)
+
+
+def test_no_map_where_nothing_varies_or_few_stars_tell() -> None:
+    flat = [fit_zeropoint(*tilted(300, lambda u, v: 0 * u, 40 + k), 1, SHAPE).map for k in range(20)]
+    assert sum(found is None for found in flat) >= 18
+    steep = tilted(9, lambda u, v: 0.05 * u, 60)
+    assert fit_zeropoint(*steep, 1, SHAPE).map is None
+    assert fit_zeropoint(*steep, 1).map is None
+
+
+def test_errors_of_the_map_are_true() -> None:
+    pulls = []
+    for seed in range(40):
+        zp = fit_zeropoint(*tilted(200, lambda u, v: 0.03 * u - 0.02 * v, 70 + seed), 1, SHAPE)
+        assert zp.map is not None
+        pulls.append((zp.at(0.0, 0.0) - (ZP - 0.01)) / np.hypot(zp.magzpunc, zp.map.sigma(0.0, 0.0)))
+    assert 0.75 < np.std(pulls) < 1.3
+    assert abs(np.mean(pulls)) < 0.5
+
+
+def test_a_map_survives_its_header() -> None:
+    found = fit_zeropoint(*tilted(500, lambda u, v: 0.03 * u * v, 33), 1, SHAPE).map
+    assert found is not None
+    header = {key: value for key, (value, _) in map_cards(found).items()}
+    assert read_map(header) == found
+    assert read_map({key: value for key, (value, _) in map_cards(None).items()}) is None
+    del header["ZPM11"]
+    assert read_map(header) is None
