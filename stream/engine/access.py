@@ -39,7 +39,7 @@ from confluent_kafka.admin import (
 
 from stream.core.errors import UsageError
 from stream.engine.config import Settings
-from stream.engine.kafka import OutMessage, Sender, error_family, make_admin, make_producer, read_to_end, translated
+from stream.engine.kafka import OutMessage, Sender, make_admin, make_producer, read_to_end, translated
 from stream.engine.topics import SERVICES, TopicsFile, apply_topics, ensure_topics, literal_prefix, load_topics
 
 USERS = "ztf.users"
@@ -188,12 +188,13 @@ def read_grants(admin: AdminClient) -> list[Grant]:
     everything = AclBindingFilter(
         ResourceType.ANY, None, ResourcePatternType.ANY, None, None, AclOperation.ANY, AclPermissionType.ANY
     )
-    try:
-        bindings = admin.describe_acls(everything, request_timeout=_TIMEOUT).result(_TIMEOUT)
-    except KafkaException as error:
-        if error.args[0].code() == KafkaError.SECURITY_DISABLED:
-            raise NoAuthorizer("this broker has no authorizer: it keeps no rights") from error
-        raise error_family(error.args[0], "reading the rights") from error
+    with translated("reading the rights"):
+        try:
+            bindings = admin.describe_acls(everything, request_timeout=_TIMEOUT).result(_TIMEOUT)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.SECURITY_DISABLED:
+                raise NoAuthorizer("this broker has no authorizer: it keeps no rights") from error
+            raise
     return [
         Grant(
             b.principal, b.restype.name.lower(), b.name, b.resource_pattern_type.name.lower(),

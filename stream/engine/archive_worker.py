@@ -19,6 +19,7 @@ from stream.engine import deadletters, metrics
 from stream.engine.config import Settings
 from stream.engine.heartbeat import Heartbeat
 from stream.engine.kafka import RawMessage, Sender, make_consumer, make_producer, raw_message, translated
+from stream.engine.watchdog import COMMIT_SECONDS, Leave, Watchdog
 
 log = structlog.get_logger(__name__)
 
@@ -44,8 +45,9 @@ def _sent(message: RawMessage) -> Sent:
 class ArchiveWorker:
     """Consumes nightly topics into a ``PacketArchive``. What it has read it holds until it is written and committed."""
 
-    def __init__(self, settings: Settings, heartbeat: Heartbeat | None = None) -> None:
+    def __init__(self, settings: Settings, heartbeat: Heartbeat | None = None, leave: Leave | None = None) -> None:
         self._heartbeat = heartbeat
+        self._watchdog = Watchdog(leave)
         self._settings = settings
         self._archive = PacketArchive(ProductStore(settings.store))
         self._letters = Sender(make_producer(settings, "archive-letters"))
@@ -73,7 +75,8 @@ class ArchiveWorker:
         if not self._held:
             return 0
         self._keep(self._held)
-        with translated("committing the archive's offsets"):
+        doing = "committing the archive's offsets"
+        with translated(doing), self._watchdog.limit(doing, COMMIT_SECONDS):
             self._consumer.commit(offsets=next_offsets(self._held), asynchronous=False)
         done, self._held = len(self._held), []
         metrics.MESSAGES.labels("archive", "ok").inc(done)

@@ -53,6 +53,7 @@ from stream.engine.kafka import (
 from stream.engine.pixel_worker import BACKOFF_FIRST, BACKOFF_LONGEST, Hook, backoff
 from stream.engine.state import LOST_BACKOFF, Generation, Marks
 from stream.engine.topics import NIGHT, TopicsFile, ensure_night, ensure_topics, load_topics
+from stream.engine.watchdog import COMMIT_SECONDS, Leave, Watchdog
 
 SOURCE = "ztf.enriched"
 CANDID = "candid"  # header of an alert message
@@ -110,6 +111,8 @@ class Emitter:
         Most input messages that are confirmed together.
     published : callable, optional
         Told the name and the ledger of every batch that has left, for the latency figures.
+    leave : callable, optional
+        Ends the process where the client hangs (``watchdog.leave``).
     hook : callable, optional
         Called with the name of every step (``consumed``, ``sent``, ``flushed``, ``marked``, ``committed``).
     """
@@ -127,6 +130,7 @@ class Emitter:
         heartbeat: Heartbeat | None = None,
         hook: Hook | None = None,
         published: Published | None = None,
+        leave: Leave | None = None,
     ) -> None:
         self.settings = settings
         self.make_alerts = make_alerts
@@ -138,6 +142,7 @@ class Emitter:
         self._topics = topics or load_topics(settings.topics_file)
         self._heartbeat = heartbeat
         self._published = published
+        self._watchdog = Watchdog(leave)
         self._hook: Hook = hook or (lambda step: None)
         self._log = logs.get_logger()
         self._stopping = False
@@ -218,7 +223,7 @@ class Emitter:
         self._scanned = {pair for pair in self._scanned if pair[0] not in new}
         self._looked.clear()
         self._assigned_at = time.monotonic()
-        consumer.incremental_assign(starts)
+        consumer.assign(starts)
 
     def _on_revoke(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         for place in places:
@@ -226,7 +231,7 @@ class Emitter:
             self._bases.pop(place.partition, None)
             self._goals.pop(place.partition, None)
             self._fresh.discard(place.partition)
-        consumer.incremental_unassign(places)
+        consumer.unassign()
 
     def _baseline(self) -> None:
         """Commit the start of partitions that nobody ever committed, with today's ends of the alert topics."""
@@ -453,7 +458,7 @@ class Emitter:
         places = [TopicPartition(self.source, p, at, encode_ends(ends)) for p, (at, ends) in sorted(positions.items())]
         if not places:
             return
-        with translated("committing offsets"):
+        with translated("committing offsets"), self._watchdog.limit("committing offsets", COMMIT_SECONDS):
             for place in self._consumer.commit(offsets=places, asynchronous=False) or ():
                 if place.error is not None:
                     raise error_family(place.error, "committing offsets")

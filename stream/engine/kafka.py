@@ -91,11 +91,16 @@ def error_family(error: KafkaError, doing: str) -> ZtfError:
 
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """Turn a ``KafkaException`` raised inside into the error of our own that it means."""
+    """Turn a ``KafkaException`` raised inside into the error of our own that it means.
+
+    The future of an administrator's request that got no answer in time raises ``TimeoutError``: ``BrokerUnavailable``.
+    """
     try:
         yield
     except KafkaException as error:
         raise error_family(error.args[0], doing) from error
+    except TimeoutError as error:
+        raise BrokerUnavailable(f"Kafka, while {doing}: no answer in time") from error
 
 
 def make_admin(settings: Settings) -> AdminClient:
@@ -134,6 +139,9 @@ def make_producer(settings: Settings, name: str, *, transactional_id: str = "", 
         conf["transactional.id"] = transactional_id
         conf["transaction.timeout.ms"] = settings.transaction_timeout_ms
         conf["delivery.timeout.ms"] = settings.transaction_timeout_ms  # may not be longer than the transaction
+        # Of a broker that was away the client would keep two handles, and a transaction's offsets would wait for the
+        # one that is dead for ever (librdkafka #5511, #5456): what it knows of the cluster stays as it learnt it.
+        conf["metadata.recovery.strategy"] = "none"
     conf.update({key.replace("_", "."): value for key, value in extra.items()})
     return Producer(conf)
 
@@ -153,7 +161,9 @@ def make_consumer(
         "enable.auto.offset.store": False,
         "auto.offset.reset": "earliest",
         "isolation.level": "read_committed" if read_committed else "read_uncommitted",
-        "partition.assignment.strategy": "cooperative-sticky",
+        # Eager: all partitions are given out in one step. The cooperative protocol needs two, and a broker that died
+        # between them left partitions with nobody, the group content, until somebody came or went.
+        "partition.assignment.strategy": "range",
         "session.timeout.ms": settings.session_timeout_ms,
         "heartbeat.interval.ms": max(settings.session_timeout_ms // 4, 1000),
         "max.poll.interval.ms": settings.max_poll_interval_ms,
@@ -387,7 +397,7 @@ def ends_of(admin: AdminClient, topics: Sequence[str], timeout: float = 15.0) ->
             try:
                 with translated(f"looking at {place.topic}"):
                     ends[place.topic][place.partition] = future.result(timeout).offset
-            except (BrokerUnavailable, TimeoutError):  # no leader yet: the topic was made this instant
+            except BrokerUnavailable:  # no leader yet: the topic was made this instant
                 if time.monotonic() > deadline:
                     raise
                 failed.append((place.topic, place.partition))

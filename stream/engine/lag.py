@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from stream.engine.config import Settings
-from stream.engine.kafka import error_family, make_admin, translated
+from stream.engine.kafka import make_admin, translated
 
 _TIMEOUT = 15.0
 _Ends = dict[tuple[str, int], tuple[int, int]]  # (topic, partition) -> first offset, the one after the last
@@ -86,10 +86,8 @@ def _committed(admin: AdminClient, group: str, places: Sequence[TopicPartition])
     if not places:
         return {}
     asked = ConsumerGroupTopicPartitions(group, list(places))
-    try:
+    with translated(f"asking where {group} stands"):
         answer = admin.list_consumer_group_offsets([asked], request_timeout=_TIMEOUT)[group].result(_TIMEOUT)
-    except KafkaException as error:
-        raise error_family(error.args[0], f"asking where {group} stands") from error
     return {(p.topic, p.partition): p.offset for p in answer.topic_partitions if p.error is None}
 
 

@@ -45,6 +45,9 @@ BACKOFF_FIRST, BACKOFF_LONGEST = 0.5, 30.0
 # machine; five times is the message.
 MAX_DEATHS = 5
 _API_TIMEOUT = 20.0
+# Milliseconds as a rule. A client that hangs here (stream.engine.watchdog) keeps a quadrant waiting; one that leaves
+# because the broker is away costs three seconds of processor time.
+_OFFSETS_TIMEOUT = 10.0
 _GLANCE = 0.05  # seconds
 _LOOKS = 4  # of half a second
 
@@ -171,14 +174,14 @@ class PixelWorker:
         return consumer
 
     def _on_assign(self, consumer: Consumer, places: list[TopicPartition]) -> None:
-        consumer.incremental_assign(places)
+        consumer.assign(places)
         paused = places if self._holding else [p for p in places if self._is_backlog(p.topic) and not self._draining]
         if paused:
             consumer.pause(paused)
 
     def _on_revoke(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         self._lost.update((place.topic, place.partition) for place in places)
-        consumer.incremental_unassign(places)
+        consumer.unassign()
 
     def _note(self, doing: str, done: int = 0) -> None:
         if self._heartbeat is not None:
@@ -350,9 +353,9 @@ class PixelWorker:
             self._sender.flush(self.settings.transaction_timeout_ms / 1000.0)
             self._hook("produced")
             offset = TopicPartition(message.topic, message.partition, message.offset + 1)
-            with self._watchdog.limit("sending offsets to a transaction", _API_TIMEOUT):
+            with self._watchdog.limit("sending offsets to a transaction", _OFFSETS_TIMEOUT):
                 group = self._consumer.consumer_group_metadata()
-                self._producer.send_offsets_to_transaction([offset], group, _API_TIMEOUT)
+                self._producer.send_offsets_to_transaction([offset], group, _OFFSETS_TIMEOUT)
             self._hook("offsets")
             with self._watchdog.limit("committing a transaction", _API_TIMEOUT):
                 self._producer.commit_transaction(_API_TIMEOUT)
@@ -386,9 +389,13 @@ class PixelWorker:
             consumer.pause(consumer.assignment())
             while time.monotonic() < deadline and not self._stopping:
                 strayed = consumer.poll(0.2)
-                if strayed is not None and strayed.error() is None:
-                    # Fetched before the pause took hold: give it back.
+                if strayed is None:
+                    continue
+                error = strayed.error()
+                if error is None:  # fetched before the pause took hold: give it back
                     consumer.seek(TopicPartition(strayed.topic(), strayed.partition(), strayed.offset()))
+                elif isinstance(family := error_family(error, "holding a message"), Fenced):
+                    raise family
             consumer.resume([p for p in consumer.assignment() if self._draining or not self._is_backlog(p.topic)])
         except KafkaException as error:
             raise error_family(error.args[0], "holding a message") from error

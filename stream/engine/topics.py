@@ -27,7 +27,7 @@ from confluent_kafka.admin import (
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import stream
-from stream.core.errors import BrokerUnavailable, UsageError
+from stream.core.errors import UsageError
 from stream.engine.kafka import translated
 
 Profile = Literal["laptop", "cluster"]
@@ -325,8 +325,6 @@ def _settle(futures: Mapping[Any, Any], what: str) -> None:
         for future in futures.values():
             try:
                 future.result(_ADMIN_TIMEOUT)
-            except TimeoutError as error:
-                raise BrokerUnavailable(f"Kafka, while {what}: no answer within {_ADMIN_TIMEOUT:.0f} s") from error
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise

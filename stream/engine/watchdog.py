@@ -1,8 +1,9 @@
 """A limit for calls into a client library that should come back by themselves, and sometimes do not.
 
-librdkafka's ``send_offsets_to_transaction`` was met hanging for ever after a broker had been killed, its timeout
-notwithstanding. A process that waits in such a call is alive for everybody else: it keeps its partitions and nothing
-moves. It cannot be freed from inside; it can leave, and whoever is started in its place takes over what it left open.
+librdkafka's ``send_offsets_to_transaction`` waits for ever where its handle of the group's coordinator is dead, its
+timeout notwithstanding (its issues 5456 and 5511); a commit has no timeout at all. A process that waits in such a call
+is alive for everybody else: it keeps its partitions and nothing moves. It cannot be freed from inside; it can leave,
+and whoever is started in its place takes over what it left open.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import structlog
 
 # Beyond the call's own timeout: what is late by this is not coming.
 MARGIN = 5.0
+COMMIT_SECONDS = 30.0  # for a consumer's commit: a broker that restarts is back by then
 HUNG = 75  # exit status, EX_TEMPFAIL: start it again
 _LOOK = 0.5  # seconds between two looks
 

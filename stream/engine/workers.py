@@ -17,6 +17,7 @@ from stream.engine.config import Settings
 from stream.engine.heartbeat import Heartbeat
 from stream.engine.state import Attempts, connect
 from stream.engine.supervise import Child
+from stream.engine.watchdog import leave
 
 RECORD_WORKERS = ("score", "enrich", "link", "monitor")
 WORKERS = ("pixels", *RECORD_WORKERS, "emit", "archive", "nights")
@@ -80,7 +81,6 @@ def _pixels(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
     from stream.engine.lanes import Lanes
     from stream.engine.pixel_worker import PixelWorker
     from stream.engine.quadrant_messages import QuadrantProcess
-    from stream.engine.watchdog import leave
     from stream.pipeline import ScienceSettings
     from stream.quadrants import QuadrantTask
 
@@ -113,7 +113,9 @@ def _emit(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
         refusals(Sender(make_producer(settings, "emit-letters")), settings), late=LateNights(monitor.is_closed)
     )
     with heartbeat:
-        emitter = Emitter(settings, make_alerts, client, index=index, heartbeat=heartbeat, published=monitor.published)
+        emitter = Emitter(
+            settings, make_alerts, client, index=index, heartbeat=heartbeat, published=monitor.published, leave=leave
+        )
         _until_told(emitter.stop)
         emitter.run()
 
@@ -123,7 +125,7 @@ def _archive(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
 
     stop = threading.Event()
     with heartbeat:
-        worker = ArchiveWorker(settings, heartbeat)
+        worker = ArchiveWorker(settings, heartbeat, leave)
         _until_told(stop.set)
         worker.run(stop.is_set)
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from confluent_kafka import ConsumerGroupState
 from engine_helpers import SCRIPT, in_thread, send, values_of, wait
 from engine_process import quadrant
 
@@ -102,13 +103,16 @@ class Restarted:
         self.worker.stop()
 
 
-def test_a_broker_that_dies_and_comes_back_costs_nothing(settings, tmp_path):
+def test_a_broker_that_dies_in_the_middle_of_a_rebalance_costs_nothing(settings, tmp_path):
+    """The first worker stands still in a transaction, so that the second one's joining cannot end."""
     broker = EmbeddedKafka(tmp_path).start()
     try:
         mine = broker.signed_in(settings).as_admin()
-        apply_changes(make_admin(mine), Changes(create=tuple(Topic(name, 1, 1, {}) for name in ("in", "out"))))
-        inputs = [f"q{i}" for i in range(12)]
-        send(mine, "in", inputs)
+        first, second = (mine.model_copy(update={"instance": name}) for name in ("one", "two"))
+        admin, group = make_admin(mine), mine.group("pixels")
+        apply_changes(admin, Changes(create=tuple(Topic(name, 4, 1, {}) for name in ("in", "out"))))
+        inputs = [f"q{i}" for i in range(16)]
+        send(mine, "in", inputs, 4)
         open_transaction, back = threading.Event(), threading.Event()
 
         def hook(step: str) -> None:
@@ -116,12 +120,17 @@ def test_a_broker_that_dies_and_comes_back_costs_nothing(settings, tmp_path):
                 open_transaction.set()
                 back.wait(60)
 
-        with in_thread(Restarted(lambda: PixelWorker(mine, quadrant("out"), source="in", hook=hook))):
+        def state() -> ConsumerGroupState:
+            return admin.describe_consumer_groups([group])[group].result(15).state
+
+        with in_thread(Restarted(lambda: PixelWorker(first, quadrant("out"), source="in", hook=hook))):
             assert open_transaction.wait(30)
-            broker.kill()
-            broker.start()
-            back.set()
-            wait(lambda: len(values_of(mine, "out")) >= 24, seconds=60)
+            with in_thread(Restarted(lambda: PixelWorker(second, quadrant("out"), source="in"))):
+                wait(lambda: state() == ConsumerGroupState.PREPARING_REBALANCING)
+                broker.kill()
+                broker.start()
+                back.set()
+                wait(lambda: len(values_of(mine, "out")) >= 32, seconds=60)
         assert Counter(values_of(mine, "out")) == Counter(f"{text}.{i}" for text in inputs for i in range(2))
     finally:
         broker.stop()
