@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from astropy.wcs import WCS
 from numpy.typing import NDArray
-from scipy import ndimage, optimize, signal
+from scipy import ndimage, optimize
 
 from stream.calibrate.halos import gnomonic
 from stream.core.camera import deproject, quadrant_layout
@@ -193,6 +193,8 @@ def calibrate_ghosts(samples: Sequence[GhostSample], start: GhostGeometry | None
 
 def _response(sample: GhostSample, geometry: GhostGeometry) -> F64:
     """Light in a ring less its surroundings, centred on each cell (DN); 0 where nothing is known."""
+    from scipy import signal  # a sixth of a quadrant worker's start, and this is not done there
+
     radius, inner = (v / sample.pixel_scale / CELL for v in (geometry.radius, geometry.inner_radius))
     reach = math.ceil(1.6 * radius)
     r = np.hypot(*np.mgrid[-reach : reach + 1, -reach : reach + 1])

@@ -12,7 +12,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import poisson
 
 from stream.core.errors import CalibrationError
 from stream.core.flags import Mask
@@ -74,6 +73,8 @@ def learn_persistent(seen: Sightings, n_exposures: int, shape: tuple[int, int]) 
 
 def _least_count(expected: float, n_pixels: int, n_exposures: int) -> int:
     """Fewest detections about a pixel that chance does not explain, and that are often enough to matter."""
+    from scipy.stats import poisson  # a sixth of a quadrant worker's start, and this is not done there
+
     chance = int(poisson.isf(FALSE_PIXELS / n_pixels, expected)) + 1
     return max(chance, MIN_DETECTIONS, math.ceil(MIN_SHARE * n_exposures))
 

@@ -42,7 +42,7 @@ class Silent:
 
     @property
     def topics(self):
-        return {name: self for name in self._topics}
+        return dict.fromkeys(self._topics, self)
 
     @property
     def partitions(self):
