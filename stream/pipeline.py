@@ -83,8 +83,9 @@ class ScienceSettings:
 
     camera: Camera = FULL
     detection_sigma: float = 4.5  # matched-filter S/N: at 4.0 a quadrant has hundreds of noise peaks
-    # Cuts before packaging: the survey's of 2018 lose half of what lies at S/N 6, ours keep it for the classifiers.
-    profile: str = "noise-aware"
+    # Cuts before packaging: the survey's of 2018 lose half of what lies at S/N 6 and all that is no point; ours leave
+    # shapes to the classifiers.
+    profile: str = "inclusive"
     candid_version: int = CANDID_VERSION  # other digits where nights are processed again with other software
     subtract: bool = True  # False: science products only, as for reference building
     calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from stream.core.errors import SubtractionError
+from stream.core.flags import MASK_BITS
 from stream.core.identity import CANDID_VERSION
 from stream.core.records import Candidate, Difference, Reference, Row, ScienceImage
 from stream.extract.cuts import POGSON, CutProfile, profile_named, rejection
@@ -31,11 +33,13 @@ REFERENCE_RADIUS = 30.0  # arcsec
 class ExtractSettings:
     """How a difference is searched.
 
-    ``threshold`` is absolute on \\|S_corr\\| (the survey's 5.0). ``profile`` names the cuts (``cuts.PROFILES``).
+    ``threshold`` is absolute on \\|S_corr\\|. The survey's is 5.0, at which noise alone leaves 84 % of what has a true
+    S/N of 6; at 4.3 it leaves 95.5 %, for some fifty peaks of noise a quadrant. ``profile`` names the cuts
+    (``cuts.PROFILES``).
     ``max_rows`` is the most candidates of one sign, ``version`` the two version digits of their candids.
     """
 
-    threshold: float = 5.0
+    threshold: float = 4.3
     profile: str = "survey-2018"
     max_rows: int = MAX_ROWS
     stamp_size: int = 63
@@ -80,9 +84,8 @@ def extract_all(
     Extraction
         Every candidate has all names of the packet's ``candidate`` record in ``fields`` (float fields already
         rounded to float32, so that ratios and differences hold exactly in the packet; never NaN) and
-        ``flux, fluxerr, refflux, refmagzp, limmag, jdmid, maskbits, dipole`` in ``extra``. ``rejected`` is a
-        reason of ``cuts.rejection`` or ``unusable`` (more than 30 % of the PSF on unusable pixels); rejected
-        ones have no stamps. Empty where the difference has no usable pixel.
+        ``EXTRA_FIELDS`` in ``extra``. ``rejected`` is a reason of ``cuts.rejection`` or ``unusable`` (more than 30 % of
+        the PSF on unusable pixels); rejected ones have no stamps. Empty where the difference has no usable pixel.
 
     Raises
     ------
@@ -200,7 +203,25 @@ def _extra_columns(science: ScienceImage, m: Measurements) -> dict[str, list[Any
         "jdmid": [science.quadrant.exposure.jd_mid] * n,
         "maskbits": m.maskbits.tolist(),
         "dipole": _floats(m.dipole, np.float64),
+        "sciflux": _floats(m.sciflux, np.float64),
+        "scifluxerr": _floats(m.scifluxerr, np.float64),
+        "reffluxerr": _floats(m.reffluxerr, np.float64),
+        "dipole_sep": _floats(m.dipole_sep),
+        "chi2px": _floats(m.chi2px),
+        "chi4px": _floats(m.chi4px),
+        "chi7px": _floats(m.chi7px),
+        "unexplained": _floats(m.unexplained),
+        "masked": _named_shares(m.shares),
+        "persistdist": _floats(m.persistent),
     }
+
+
+def _named_shares(shares: F64) -> list[str]:
+    """Shares of the bits that are set at all by the bit's name, as JSON: a packet's new fields are plain values."""
+    rows: list[dict[str, float]] = [{} for _ in range(len(shares))]
+    for row, bit in zip(*np.nonzero(shares), strict=True):
+        rows[row][MASK_BITS[bit].name.lower()] = round(float(shares[row, bit]), 4)
+    return [json.dumps(row, separators=(",", ":")) for row in rows]
 
 
 def _pixel_scale(science: ScienceImage) -> float:

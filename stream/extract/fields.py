@@ -17,4 +17,7 @@ CANDIDATE_FIELDS = (
     "maggaiabright", "exptime", "drb", "drbversion",
 )  # fmt: skip
 
-EXTRA_FIELDS = ("flux", "fluxerr", "refflux", "refmagzp", "limmag", "jdmid", "maskbits", "dipole")
+EXTRA_FIELDS = (
+    "flux", "fluxerr", "refflux", "refmagzp", "limmag", "jdmid", "maskbits", "dipole", "sciflux", "scifluxerr",
+    "reffluxerr", "dipole_sep", "chi2px", "chi4px", "chi7px", "unexplained", "masked", "persistdist",
+)  # fmt: skip

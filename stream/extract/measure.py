@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 
 from stream.core.flags import BAD_BITS, UNUSABLE_BITS
 from stream.core.records import Difference, Reference, ScienceImage
-from stream.extract.detect import Peaks, refine_peaks
+from stream.extract.context import (
+    MIN_SHARE,
+    dipole_of,
+    mask_shares,
+    persistent_distance,
+    radial_chi2,
+    science_flux,
+    unexplained_of,
+)
+from stream.extract.detect import Peaks, peak_values, refine_peaks
 from stream.extract.psffit import PsfGrid, fit_flux, fit_psf, render
 from stream.extract.shape import (
     APERTURE_RADIUS,
@@ -35,9 +44,9 @@ _SKY_INNER, _SKY_OUTER = 12.0, 20.0
 _MIN_SKY_PIXELS = 50
 # Fit window in FWHM: holds 99 % of a Gaussian's weight; a wider one only adds neighbours.
 _FIT_RADIUS_FWHM = 1.75
-_DIPOLE_RADIUS_FWHM = 1.5
-# The deepest of the few independent places within the dipole radius lies about this many sigma below zero by noise.
-_DIPOLE_NOISE = 2.0
+# A PSF fit of an isolated source has the S/N that S_corr has, to within this factor (the fit's own window, sky and
+# free place). Where the fit claims more, S_corr knows of noise that the pixels' do not: registration under stars.
+_SCORE_SLACK = 1.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +81,18 @@ class Measurements:
     maskbits: I64
     dsnrms: F64
     ssnrms: F64
-    refflux: F64
+    sciflux: F64  # forced on the science image, sky off
+    scifluxerr: F64
+    refflux: F64  # forced on the reference, in science DN
+    reffluxerr: F64
     dipole: F64
+    dipole_sep: F64  # px from the peak to the deepest place of the other sign
+    chi2px: F64  # reduced chi squared within 2, 4 and 7 px
+    chi4px: F64
+    chi7px: F64
+    unexplained: F64
+    shares: F64  # (n, 16): share of the 11 x 11 pixels around with each bit
+    persistent: F64  # px to the nearest pixel of a persistent artefact
 
     def __len__(self) -> int:
         return len(self.x)
@@ -109,17 +128,34 @@ def measure(science: ScienceImage, reference: Reference, difference: Difference,
         PsfGrid(difference.psf, difference.data.shape), robust_rms(difference.data), robust_rms(difference.score), half
     )
     x, y = refine_peaks(difference.scorr, peaks)
+    tops = peak_values(difference.scorr, peaks)
     parts = []
     for start in range(0, len(peaks), CHUNK):
         take = slice(start, start + CHUNK)
         part = _measure_chunk(difference, scales, peaks, take, x[take], y[take])
-        part["refflux"] = _reference_flux(science, reference, difference, part)
+        part["fluxerr"] = _with_score_noise(part["flux"], part["fluxerr"], tops[take])
+        part["refflux"], part["reffluxerr"] = _reference_flux(science, reference, difference, part)
+        part["sciflux"], part["scifluxerr"] = science_flux(science, part["x"], part["y"])
+        part["shares"] = mask_shares(difference.mask, part["ix"], part["iy"])
+        part["persistent"] = persistent_distance(difference.mask, part["ix"], part["iy"])
         parts.append(part)
     names = [f.name for f in fields(Measurements)]
     if not parts:
         empty: dict[str, NDArray[Any]] = {name: np.zeros(0) for name in names}
         return Measurements(**empty)
     return Measurements(**{name: np.concatenate([part[name] for part in parts]) for name in names})
+
+
+def _with_score_noise(flux: F64, error: F64, score: F64) -> F64:
+    """Errors with the noise that only S_corr has: registration and PSF differences under bright stars.
+
+    The flux over S_corr is the error that S_corr stands for; what it exceeds the fit's own by, beyond
+    ``_SCORE_SLACK``, is added in quadrature. Isolated sources keep their errors.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        known = np.abs(flux) / score
+        total: F64 = np.sqrt(error**2 + np.maximum(known**2 - (_SCORE_SLACK * error) ** 2, 0.0))
+    return np.where(np.isfinite(total), total, error)
 
 
 def _measure_chunk(
@@ -146,6 +182,7 @@ def _measure_chunk(
     ap, ap_err = aperture_flux(filled, variance, sky_variance, fit.dx, fit.dy, APERTURE_RADIUS)
     big, big_err = aperture_flux(filled, variance, sky_variance, fit.dx, fit.dy, BIG_APERTURE_RADIUS)
     shape = windowed_shape(filled, fit.dx, fit.dy, difference.fwhm)
+    rings = radial_chi2(data, variance, good, fit.flux.astype(np.float32)[:, None, None] * model)
     fx, fy = px + fit.dx, py + fit.dy
     ix, iy = np.rint(fx).astype(np.int64), np.rint(fy).astype(np.int64)
     return {
@@ -154,6 +191,8 @@ def _measure_chunk(
         "ap": ap, "ap_err": ap_err, "big": big, "big_err": big_err,
         "a": shape.a, "b": shape.b, "fwhm": shape.fwhm,
         "classtar": star_likeness(shape.fwhm, difference.fwhm, fit.flux / fit.fluxerr),
+        "unexplained": unexplained_of(fit),
+        "chi2px": rings[0], "chi4px": rings[1], "chi7px": rings[2],
         **_core_pixels(difference, ix, iy, sign),
         **_scores(difference, scales, ix, iy, sign),
     }  # fmt: skip
@@ -195,21 +234,17 @@ def _core_pixels(difference: Difference, ix: I64, iy: I64, sign: I64) -> dict[st
 def _scores(difference: Difference, scales: _Scales, ix: I64, iy: I64, sign: I64) -> dict[str, NDArray[Any]]:
     """Ratios of D and S to their spread, and how much of a dipole's other half stands beside the candidate."""
     d = gather_at(difference.data, ix, iy).astype(np.float64) * sign
-    half = int(np.ceil(_DIPOLE_RADIUS_FWHM * difference.fwhm))
-    near = np.hypot(*np.mgrid[-half : half + 1, -half : half + 1]) <= _DIPOLE_RADIUS_FWHM * difference.fwhm
-    s = gather(difference.score, ix, iy, half)[:, near].astype(np.float64) * sign[:, None]
     here = gather_at(difference.score, ix, iy).astype(np.float64) * sign
-    top = np.fmax.reduce(np.where(np.isfinite(s), s, -np.inf), axis=1)
-    low = np.fmin.reduce(np.where(np.isfinite(s), s, np.inf), axis=1)
+    dipole, separation = dipole_of(difference.score, ix, iy, sign, difference.fwhm, scales.s_rms)
     with np.errstate(invalid="ignore", divide="ignore"):
-        dipole = np.where(top > 0, np.clip((-low - _DIPOLE_NOISE * scales.s_rms) / top, 0.0, 1.0), np.nan)
-        return {"dsnrms": d / scales.d_rms, "ssnrms": here / scales.s_rms, "dipole": dipole}
+        ratios = {"dsnrms": d / scales.d_rms, "ssnrms": here / scales.s_rms}
+    return {**ratios, "dipole": dipole, "dipole_sep": separation}
 
 
 def _reference_flux(
     science: ScienceImage, reference: Reference, difference: Difference, part: dict[str, NDArray[Any]]
-) -> F64:
-    """PSF-forced flux (DN on the science zero point) of the resampled reference at the fitted places."""
+) -> tuple[F64, F64]:
+    """PSF-forced flux of the resampled reference at the fitted places and its error (DN on the science zero point)."""
     ix, iy = part["ix"].astype(np.int64), part["iy"].astype(np.int64)
     dx, dy = part["x"] - ix, part["y"] - iy
     ra, dec = science.astrometry.wcs.all_pix2world(part["x"], part["y"], 0)
@@ -221,5 +256,8 @@ def _reference_flux(
     model = reference.psf.stamps(np.rint(rx) + dx, np.rint(ry) + dy, 2 * half + 1)
     data = gather(difference.reference, ix, iy, half)
     good = np.isfinite(data)
-    flux, _, weight = fit_flux(np.where(good, data, 0.0).astype(np.float32), np.ones_like(data), good, model)
-    return np.where(weight > 0.5, flux, np.nan)
+    noise = gather(reference.unc, np.rint(rx).astype(np.int64), np.rint(ry).astype(np.int64), half)
+    variance = (np.nan_to_num(noise) * np.float32(difference.flux_scale)) ** 2
+    flux, error, weight = fit_flux(np.where(good, data, 0.0).astype(np.float32), variance, good, model)
+    usable = weight > MIN_SHARE
+    return np.where(usable, flux, np.nan), np.where(usable & (error > 0), error, np.nan)

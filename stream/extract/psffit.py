@@ -120,7 +120,8 @@ def _render_with_slopes(coefficients: F32, dx: F64, dy: F64, size: int) -> tuple
 @dataclass(frozen=True, slots=True)
 class PsfFit:
     """Result per candidate: ``flux`` and ``fluxerr`` (DN), shift (px) from the stamp's middle pixel, reduced
-    ``chi2``, ``weight`` (share of the PSF's weight on usable pixels). NaN where not measurable."""
+    ``chi2``, ``weight`` (share of the PSF's weight on usable pixels), ``freedom`` (degrees of freedom of chi2). NaN
+    where not measurable."""
 
     flux: F64
     fluxerr: F64
@@ -128,6 +129,7 @@ class PsfFit:
     dy: F64
     chi2: F64
     weight: F64
+    freedom: F64
 
 
 def fit_flux(data: F32, variance: F32, good: B1, model: F32) -> tuple[F64, F64, F64]:
@@ -174,7 +176,7 @@ def fit_psf(data: F32, variance: F32, good: B1, coefficients: F32, dx0: F64, dy0
     bad = ~(weight >= MIN_WEIGHT) | ~np.isfinite(flux) | ~(error > 0)
     for values in (flux, error, chi2):
         values[bad] = np.nan
-    return PsfFit(flux, error, dx, dy, chi2, weight)
+    return PsfFit(flux, error, dx, dy, chi2, weight, freedom.astype(np.float64))
 
 
 def _newton_step(clean: F32, good: B1, coefficients: F32, dx: F64, dy: F64, size: int) -> tuple[F64, F64]:
