@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,7 @@ def extract_all(
     peaks = detect_peaks(difference.scorr, settings.threshold, difference.fwhm, rows)
     if not len(peaks):
         return Extraction([], peaks.n_dropped)
-    m = measure(science, reference, difference, peaks)
+    m = _on_zeropoint(measure(science, reference, difference, peaks), science)
     columns = _columns(science, reference, difference, m)
     extras = _extra_columns(science, m)
     common = _common(science, reference, difference)
@@ -116,6 +116,21 @@ def extract_all(
     _cut_out(science, difference, m, records, settings.stamp_size)
     order = sorted(range(len(m)), key=lambda i: (m.sign[i] < 0, records[i].fields["tblid"]))
     return Extraction([records[i] for i in order], peaks.n_dropped)
+
+
+_FLUXES = (
+    "flux", "fluxerr", "ap", "ap_err", "big", "big_err", "sciflux", "scifluxerr", "refflux", "reffluxerr",
+)  # fmt: skip
+
+
+def _on_zeropoint(m: Measurements, science: ScienceImage) -> Measurements:
+    """Fluxes as they would be where the quadrant's zero point holds: its map taken out, so that a packet's fluxes and
+    magnitudes go with the one ``magzpsci`` that it has room for."""
+    zeropoint = science.zeropoint
+    if zeropoint.map is None:
+        return m
+    factor = 10 ** (-0.4 * (zeropoint.at(m.x, m.y) - zeropoint.magzp))
+    return replace(m, **{name: getattr(m, name) * factor for name in _FLUXES})
 
 
 def _judge(fields: Row, extra: Row, profile: CutProfile) -> str | None:

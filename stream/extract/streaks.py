@@ -204,10 +204,14 @@ def _record(science: ScienceImage, fit: TrailFit, sign: int, row: int) -> Streak
     north = dec[1] - dec[0]
     if east < 0 or (east == 0 and north < 0):
         ra, dec, east, north = ra[::-1], dec[::-1], -east, -north
-    zp = science.zeropoint.magzp
+    zeropoint = science.zeropoint
+    # The zero point's map is in the flux, as for candidates.
+    local = float(zeropoint.at(0.5 * (line.x1 + line.x2), 0.5 * (line.y1 + line.y2)))
+    factor = 10 ** (-0.4 * (local - zeropoint.magzp)) if math.isfinite(local) else 1.0
+    flux, fluxerr = factor * fit.flux, factor * fit.fluxerr
     return Streak(
         streak_candid(science.quadrant, sign > 0, row),
         float(ra[0] % 360.0), float(dec[0]), float(ra[1] % 360.0), float(dec[1]), line.length,
-        math.degrees(math.atan2(east, north)) % 180.0, sign * fit.flux, fit.fluxerr,
-        zp - 2.5 * math.log10(fit.flux), fit.snr, float("nan"), fit.sig_length, fit.sig_angle, fit.sig_cross,
+        math.degrees(math.atan2(east, north)) % 180.0, sign * flux, fluxerr,
+        zeropoint.magzp - 2.5 * math.log10(flux), fit.snr, float("nan"), fit.sig_length, fit.sig_angle, fit.sig_cross,
     )  # fmt: skip

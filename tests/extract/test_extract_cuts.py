@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stream.extract import MAX_ROWS, PROFILES, assign_tblids, rejection
 
-SURVEY, NOISE_AWARE = PROFILES["survey-2018"], PROFILES["noise-aware"]
+SURVEY, NOISE_AWARE, INCLUSIVE = (PROFILES[name] for name in ("survey-2018", "noise-aware", "inclusive"))
 GOOD = {
     "jd": 2458451.7, "fid": 1, "pid": 1, "programid": 1, "candid": 1, "isdiffpos": "t", "ra": 1.0, "dec": 1.0,
     "magpsf": 19.0, "sigmapsf": 0.1, "ranr": 1.0, "decnr": 1.0, "mindtoedge": 100.0, "nbad": 0, "fwhm": 2.5,
@@ -54,6 +54,28 @@ def test_the_surveys_limits(change, reason):
     for name, value in change.items():
         (extra if name in EXTRA else fields)[name] = value
     assert rejection(fields, extra, SURVEY) == reason
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"fwhm": 30.0, "elong": 9.0, "magdiff": -3.0}, None),  # a trail, a comet
+        ({"fwhm": None, "elong": None, "magdiff": None}, None),
+        ({"unexplained": 2.9}, None),
+        ({"unexplained": 3.1}, "sharp"),  # a particle's track
+        ({"dipole": 0.9, "distnr": 1.0}, "dipole"),
+        ({"dipole": 0.9, "distnr": 8.0}, None),  # two real neighbours of opposite sign
+        ({"dipole": 0.9, "distnr": None}, None),
+        ({"dipole": 0.5, "distnr": 1.0}, None),
+        ({"nbad": 5}, "bad_pixels"),
+        ({"flux": 499.0}, "low_snr"),
+    ],
+)
+def test_the_inclusive_profile_leaves_shapes_to_the_classifiers(change, reason):
+    ours = ("flux", "unexplained", "dipole")
+    fields = GOOD | {name: value for name, value in change.items() if name not in ours}
+    extra = EXTRA | {name: value for name, value in change.items() if name in ours}
+    assert rejection(fields, extra, INCLUSIVE) == reason
 
 
 @pytest.mark.parametrize(
