@@ -177,7 +177,7 @@ def first_look(image: CalibratedImage, threshold: float, watch: Stopwatch) -> tu
         tracks = find_tracks(image.data, background, mask)
         image = replace(image, mask=mask_tracks(mask, tracks))
     with watch.step("detect"):
-        detections = detect(image.data, background, image.mask, threshold)
+        detections = detect(image.data, background, image.mask, threshold, gain=image.gain)
     return image, FirstLook(background, tracks, detections)
 
 
