@@ -24,6 +24,7 @@ BOOL = NDArray[np.bool_]
 
 MATCH_RADIUS = 1.5  # arcsec: 20 times the astrometric error, a third of the distance between stars in a rich field
 MIN_MATCHES = 5
+MAX_CALIBRATORS = 4000  # the best measured: of a crowded field's 20,000 the rest costs 0.1 s and adds no accuracy
 MIN_SNR = 10.0
 # PS1 saturates near 13.5 to 14; fainter than 20.5 its stars are no longer told from galaxies, nor measured to 2 %.
 MAG_RANGE = (14.0, 20.5)
@@ -159,7 +160,7 @@ def excess_scatter(residual: F64, error: F64) -> float:
         return USUAL_SCATTER
     low, high = SCATTER_RANGE
     size = np.abs(residual)
-    for _ in range(20):
+    for _ in range(10):  # to half a per cent
         middle = math.sqrt(low * high)
         if 1.4826 * np.median(size / np.hypot(error, middle)) > 1:
             low = middle
@@ -178,9 +179,11 @@ def match_calibrators(sources: Table, ps1: Table, fid: int) -> Calibrators:
         star &= (colour > COLOUR_RANGE[fid][0]) & (colour < COLOUR_RANGE[fid][1])
         good = (sources["flux"] > 0) & (sources["snr"] > MIN_SNR) & (np.abs(sources["sharp"]) < MAX_SHARP)
         good &= ((sources["flags"] & (BAD_BITS & ~USABLE)) == 0) & np.isfinite(sources["ra"])
-    i, j = _mutual(sources, ps1)
-    both = good[i] & star[j]
-    i, j = i[both], j[both]
+    rows = np.flatnonzero(good)
+    if len(rows) > MAX_CALIBRATORS:
+        rows = np.sort(rows[np.argsort(-sources["snr"][rows], kind="stable")[:MAX_CALIBRATORS]])
+    i, j = _mutual(sources, ps1, rows)
+    i, j = i[star[j]], j[star[j]]
     flux = sources["flux"][i]
     own = 1.0857 * sources["sigflux"][i] / flux
     theirs = np.nan_to_num(error[j], nan=0.0)
@@ -188,20 +191,32 @@ def match_calibrators(sources: Table, ps1: Table, fid: int) -> Calibrators:
     return Calibrators(mag[j] + 2.5 * np.log10(flux), total, colour[j], i, j)
 
 
-def _mutual(sources: Table, ps1: Table) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows of sources and catalogue that are each other's nearest, within the radius. All rows take part: a star
-    beside a galaxy must not be matched with it."""
+def _mutual(sources: Table, ps1: Table, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Of those rows of the sources, the ones that are each other's nearest with one of the catalogue, within the
+    radius. As neighbours all sources and the whole catalogue count: a star beside a galaxy must not be matched with
+    it."""
     empty = np.zeros(0, np.intp)
-    rows = np.flatnonzero(np.isfinite(sources["ra"]) & np.isfinite(sources["dec"]))
+    there = np.flatnonzero(np.isfinite(sources["ra"]) & np.isfinite(sources["dec"]))
     if not len(rows) or not len(ps1):
         return empty, empty
-    a = _unit_vectors(sources["ra"][rows], sources["dec"][rows])
-    b = _unit_vectors(ps1["raMean"], ps1["decMean"])
+    a = _unit_vectors(sources["ra"][there], sources["dec"][there])
     reach = 2 * np.sin(np.radians(MATCH_RADIUS / 3600) / 2)
-    distance, nearest = cKDTree(b).query(a, distance_upper_bound=reach)
-    _, back = cKDTree(a).query(b[np.minimum(nearest, len(b) - 1)])
-    good = np.isfinite(distance) & (back == np.arange(len(rows)))
-    return rows[good], nearest[good]
+    # The catalogue's cone is more than twice the image: what lies outside is nobody's nearest within the radius.
+    dec, margin = sources["dec"][there], MATCH_RADIUS / 3600
+    near = np.flatnonzero((ps1["decMean"] > dec.min() - margin) & (ps1["decMean"] < dec.max() + margin))
+    b = _unit_vectors(ps1["raMean"][near], ps1["decMean"][near])
+    inside = np.flatnonzero(((b >= a.min(axis=0) - reach) & (b <= a.max(axis=0) + reach)).all(axis=1))
+    near, b = near[inside], b[inside]
+    if not len(near):
+        return empty, empty
+    # Unbalanced trees are built in a third of the time and are as fast on points that fill a square.
+    tree, own = (cKDTree(v, balanced_tree=False, compact_nodes=False) for v in (b, a))
+    at = np.searchsorted(there, rows)
+    distance, nearest = tree.query(a[at], distance_upper_bound=reach)
+    some = np.flatnonzero(np.isfinite(distance))
+    _, back = own.query(b[nearest[some]], distance_upper_bound=reach)
+    mutual = some[back == at[some]]
+    return rows[mutual], near[nearest[mutual]]
 
 
 def _unit_vectors(ra: F64, dec: F64) -> F64:

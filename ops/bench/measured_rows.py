@@ -1,0 +1,351 @@
+"""The rows of the measurement's table out of frames that were measured: one figure a program and field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ops.bench.measured import Frame, Matches, is_real, isolated, match, spread, wcs_error
+from ops.bench.rows import Row
+from stream.core.camera import FULL
+from stream.core.errors import PhotometryError
+from stream.core.records import SOURCE_DTYPE, Table, ZeroPoint
+from stream.photometry import fit_zeropoint
+
+F64 = NDArray[np.float64]
+INT = NDArray[np.intp]
+Figures = dict[str, float]
+OURS = "ours"
+MAG_BINS = np.arange(12.0, 22.51, 0.25)
+SNR_BINS = np.array([3.0, 3.5, 4, 4.5, 5.5, 6.5, 8, 10, 15, 25, 50, 100])
+AT_FIVE = 3  # the bin 4.5 to 5.5 of ``SNR_BINS``
+BRIGHT, GOOD = 100.0, 10.0
+MAX_BRIGHT_ERROR = 0.004  # mag: photon error of the stars whose repeatability is asked for
+CORNER = 400.0  # px
+BUDGET = {"astrometry": 0.05, "background and detection": 0.25, "psf": 0.08, "photometry": 0.15, "zeropoint": 0.02}
+STEPS = {"background and detection": ("background", "detect")}
+
+
+@dataclass(slots=True)
+class Line:
+    """A row of the table, and what other programs reach."""
+
+    field_name: str
+    row: Row
+    peers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Sample:
+    """A catalogue's pairs of one frame and the numbers that the figures are made of (point sources on clean places)."""
+
+    frame: Frame
+    name: str
+    pairs: Matches  # of all true sources
+    truth: INT  # of the clean, good point sources
+    row: INT
+    ratio: F64
+    pull: F64
+    east: F64  # arcsec; NaN where no sky place is known
+    north: F64
+    centring: F64  # px from the true place, in x
+    snr: F64
+
+
+def samples(frames: Sequence[Frame], name: str) -> list[Sample]:
+    """What a program found on the frames that it measured."""
+    return [sample(frame, name) for frame in frames if not frame.failure and name in frame.catalogues]
+
+
+def sample(frame: Frame, name: str) -> Sample:
+    """One frame's."""
+    c, t = frame.catalogues[name], frame.truth
+    pairs = match(frame, c)
+    use = (pairs.truth < frame.n_points) & frame.clean[pairs.truth] & c.good[pairs.row]
+    i, j = pairs.truth[use], pairs.row[use]
+    dx, dy = c.x[j] - t["x"][i], c.y[j] - t["y"][i]
+    east, north = np.full((2, len(i)), np.nan)
+    if c.sky_error is not None:  # x grows to the west, y to the south
+        east = c.sky_error[0][i] - dx * FULL.pixel_scale
+        north = c.sky_error[1][i] - dy * FULL.pixel_scale
+    flux = t["flux"][i]
+    return Sample(
+        frame, name, pairs, i, j, c.flux[j] / flux, (c.flux[j] - flux) / c.sigma[j], east, north, dx, frame.snr[i]
+    )
+
+
+def pooled(parts: Sequence[Sample], value: Callable[[Sample], F64], low: float, high: float = np.inf) -> F64:
+    """A number of the stars of all frames with true S/N in a range."""
+    values = [value(s)[(s.snr > low) & (s.snr <= high)] for s in parts]
+    return np.concatenate(values) if values else np.zeros(0)
+
+
+def position_figures(parts: Sequence[Sample]) -> Figures:
+    """Errors of sky places (mas, 1.48 x median absolute, mean of the axes) and of the mapping itself."""
+    out: Figures = {}
+    for name, low in (("bright", BRIGHT), ("good", GOOD)):
+        errors = [pooled(parts, lambda s, a=axis: getattr(s, a), low) for axis in ("east", "north")]  # type: ignore[misc]
+        out[name] = 1000 * float(np.mean([1.4826 * np.median(np.abs(e)) for e in errors])) if len(errors[0]) else np.nan
+    ratio = pooled(parts, lambda s: s.centring / s.frame.bound[s.truth], GOOD, BRIGHT)
+    out["centring"] = spread(ratio[np.isfinite(ratio)])
+    rms, corners = [], []
+    for s in parts:
+        errors_at = s.frame.catalogues[s.name].sky_error
+        if errors_at is None:
+            continue
+        x, y = (s.frame.truth[k][: s.frame.n_points] for k in ("x", "y"))
+        on = (x > -0.5) & (x < FULL.nx - 0.5) & (y > -0.5) & (y < FULL.ny - 0.5)
+        both = np.stack(errors_at)
+        rms.append(float(np.sqrt(np.mean(both[:, on] ** 2))))
+        for cx in (0, FULL.nx):
+            for cy in (0, FULL.ny):
+                there = on & (np.abs(x - cx) < CORNER) & (np.abs(y - cy) < CORNER)
+                if there.sum() >= 3:
+                    corners.append(float(np.hypot(*np.median(both[:, there], axis=1))))
+    out["wcs"], out["corner"] = (1000 * float(f(v)) if v else np.nan for f, v in ((np.median, rms), (np.max, corners)))
+    return out
+
+
+def flux_figures(parts: Sequence[Sample]) -> Figures:
+    """Pulls at S/N 5 to 100 and the bias of bright isolated stars: overall, by phase, by place, by exposure."""
+    pulls = pooled(parts, lambda s: s.pull, 5, 100)
+    # Below S/N 7 what is found at all is found because its noise is positive.
+    unbiased = pooled(parts, lambda s: s.pull, 7, 100)
+    alone = {id(s.frame): isolated(s.frame) for s in parts}
+    ratio, phase, place, of = [], [], [], []
+    for k, s in enumerate(parts):
+        use = (s.snr > BRIGHT) & alone[id(s.frame)][s.truth]
+        x, y = (s.frame.truth[a][s.truth[use]] for a in ("x", "y"))
+        flat = _map_factor(s.frame.zeropoint, x, y)
+        ratio.append(s.ratio[use] * flat)
+        phase.append(4 * np.floor((y % 1) * 4).astype(int) + np.floor((x % 1) * 4).astype(int))
+        place.append(4 * (y * 4 // FULL.ny).astype(int).clip(0, 3) + (x * 4 // FULL.nx).astype(int).clip(0, 3))
+        of.append(np.full(int(use.sum()), k))
+    values = np.concatenate(ratio) if ratio else np.zeros(0)
+    groups = {"phase": phase, "place": place, "exposure": of}
+    bias = 100 * (float(np.median(values)) - 1) if len(values) else np.nan
+    out = {"pull": spread(pulls), "pull_mean": _mean(pulls), "pull_mean7": _mean(unbiased), "bias": bias,
+           "n": float(len(values))}  # fmt: skip
+    for name, label in groups.items():
+        labels = np.concatenate(label) if label else np.zeros(0, int)
+        medians = [np.median(values[labels == k]) - 1 for k in np.unique(labels) if (labels == k).sum() >= 20]
+        out[name] = 100 * float(max(medians, key=abs)) if medians else np.nan
+    return out
+
+
+def _mean(pulls: F64) -> float:
+    inside = pulls[np.abs(pulls) < 5]
+    return float(inside.mean()) if len(inside) else float("nan")
+
+
+def _map_factor(zeropoint: ZeroPoint | None, x: F64, y: F64) -> F64:
+    """What the zero-point map multiplies fluxes with."""
+    return np.ones(len(x)) if zeropoint is None else 10 ** (-0.4 * (zeropoint.at(x, y) - zeropoint.magzp))
+
+
+def found_figures(parts: Sequence[Sample]) -> dict[str, F64]:
+    """Completeness by true S/N and magnitude (clean point sources), purity by measured S/N: means over frames."""
+    complete, pure, by_mag = [], [], []
+    for s in parts:
+        frame, c = s.frame, s.frame.catalogues[s.name]
+        found = np.zeros(len(frame.snr), bool)
+        found[s.pairs.truth] = True
+        points = frame.clean & (np.arange(len(frame.snr)) < frame.n_points)
+        complete.append(_shares(frame.snr[points], found[points], SNR_BINS))
+        by_mag.append(_shares(frame.truth["mag"][points], found[points], MAG_BINS))
+        area = float(np.median(np.maximum((frame.truth["flux"] / frame.snr)[points] ** 2, 0))) / frame.sky_sigma**2
+        noise = np.sqrt(area * frame.sky_sigma**2 + np.maximum(c.flux, 0) / frame.gain)
+        pure.append(_shares((c.flux / noise)[c.good], is_real(frame, c)[c.good], SNR_BINS))
+    return {"completeness": _sum(complete), "purity": _sum(pure), "by_mag": _sum(by_mag)}
+
+
+def _shares(value: F64, hit: NDArray[np.bool_], bins: F64) -> F64:
+    """Hits and trials by bin, (2, n)."""
+    return np.stack([np.histogram(value[hit], bins)[0], np.histogram(value, bins)[0]])
+
+
+def _sum(parts: Sequence[F64]) -> F64:
+    total = np.sum(parts, axis=0) if parts else np.zeros((2, 1))
+    share: F64 = total[0] / np.where(total[1] > 0, total[1], np.nan)
+    return share
+
+
+def zeropoint_figures(frames: Sequence[Frame]) -> Figures:
+    """Zero points against the true ones at the middle of the quadrant, mmag, and their pulls."""
+    errors, pulls, seen = [], [], []
+    for frame in frames:
+        zp = frame.zeropoint
+        if frame.failure or zp is None:
+            continue
+        errors.append(zp.magzp - frame.conditions["magzp"])
+        pulls.append(errors[-1] / zp.magzpunc)
+        seen.append(zp.magzprms)
+    e = np.array(errors)
+    if not len(e):
+        return {"rms": np.nan, "worst": np.nan, "pull": np.nan, "magzprms": np.nan}
+    return {"rms": 1000 * float(np.sqrt(np.mean(e**2))), "worst": 1000 * float(np.abs(e).max()),
+            "pull": float(np.sqrt(np.mean(np.square(pulls)))), "magzprms": 1000 * float(np.median(seen))}  # fmt: skip
+
+
+def calibrated(parts: Sequence[Sample]) -> tuple[NDArray[np.int64], F64, F64]:
+    """Calibrated magnitudes of the same stars in every frame: truth_id (n,), magnitudes minus true ones and photon
+    errors (frames, n); stars that are missing in a frame are NaN there."""
+    ids = np.unique(np.concatenate([s.frame.truth["truth_id"][s.truth] for s in parts]))
+    offset, error = np.full((2, len(parts), len(ids)), np.nan)
+    for k, s in enumerate(parts):
+        t, c = s.frame.truth, s.frame.catalogues[s.name]
+        zp = s.frame.zeropoint if s.name == OURS else _peer_zeropoint(s)
+        if zp is None:
+            continue
+        column = np.searchsorted(ids, t["truth_id"][s.truth])
+        mag = zp.at(c.x[s.row], c.y[s.row]) + zp.clrcoeff * t["colour"][s.truth] - 2.5 * np.log10(c.flux[s.row])
+        offset[k, column] = mag - t["mag"][s.truth]
+        error[k, column] = 1.0857 * c.sigma[s.row] / c.flux[s.row]
+    return ids, offset, error
+
+
+def _peer_zeropoint(s: Sample) -> ZeroPoint | None:
+    """A peer's fluxes through our fit, at true sky places."""
+    t, c = s.frame.truth, s.frame.catalogues[s.name]
+    rows: Table = np.zeros(len(s.row), SOURCE_DTYPE)
+    for name, values in {"x": c.x[s.row], "y": c.y[s.row], "flux": c.flux[s.row], "sigflux": c.sigma[s.row],
+                         "snr": c.flux[s.row] / c.sigma[s.row], "ra": t["ra"][s.truth],
+                         "dec": t["dec"][s.truth]}.items():  # fmt: skip
+        rows[name] = values
+    assert s.frame.ps1 is not None
+    try:
+        return fit_zeropoint(rows, s.frame.ps1, int(s.frame.conditions["fid"]), (FULL.ny, FULL.nx))
+    except PhotometryError:
+        return None
+
+
+def repeat_figures(parts: Sequence[Sample]) -> Figures:
+    """Scatter of bright stars' calibrated magnitudes between exposures, mmag: r.m.s. of a star, median of stars."""
+    if len(parts) < 2:
+        return {"repeat": np.nan, "offset": np.nan, "stars": 0.0}
+    _, offset, error = calibrated(parts)
+    with np.errstate(all="ignore"):
+        seen = np.isfinite(offset).sum(axis=0)
+        bright = (seen >= max(len(parts) - 2, 2)) & (np.nanmedian(error, axis=0) < MAX_BRIGHT_ERROR)
+    if not bright.any():
+        return {"repeat": np.nan, "offset": np.nan, "stars": 0.0}
+    chosen, count = offset[:, bright], seen[bright]
+    rms = np.sqrt(np.nanmean((chosen - np.nanmean(chosen, axis=0)) ** 2, axis=0) * count / (count - 1))
+    return {"repeat": 1000 * float(np.median(rms)), "offset": 1000 * float(np.nanmedian(chosen)),
+            "stars": float(bright.sum())}  # fmt: skip
+
+
+def lines(field_name: str, frames: Sequence[Frame]) -> list[Line]:
+    """All rows of one field."""
+    names = list(dict.fromkeys(name for frame in frames for name in frame.catalogues))
+    parts = {name: samples(frames, name) for name in names}
+    rows: list[Line] = []
+
+    def add(what: str, target: str, values: dict[str, float], shown: str, hold: Callable[[float], bool] | None,
+            detail: str = "") -> None:  # fmt: skip
+        own = values.get(OURS, np.nan)
+        ok = bool(hold(own)) if hold and np.isfinite(own) else None if hold is None else False
+        peers = {name: shown.format(value) for name, value in values.items() if name != OURS and np.isfinite(value)}
+        rows.append(Line(field_name, Row(what, target, shown.format(own), ok, detail), peers))
+
+    where = {name: position_figures(p) for name, p in parts.items()}
+    flux = {name: flux_figures(p) for name, p in parts.items()}
+    found = {name: found_figures(p) for name, p in parts.items()}
+
+    def of(figures: dict[str, Figures], key: str) -> dict[str, float]:
+        return {name: f[key] for name, f in figures.items()}
+
+    add("positions, S/N > 100", "15 mas", of(where, "bright"), "{:.1f} mas", lambda v: v <= 15)
+    add("positions, S/N > 10", "40 mas", of(where, "good"), "{:.1f} mas", lambda v: v <= 40)
+    add("centring over the Cramer-Rao bound", "1.15", of(where, "centring"), "{:.3f}", lambda v: v <= 1.15,
+        "S/N 10 to 100, pixel places (the air is in the truth)")  # fmt: skip
+    add("sky places over the quadrant, r.m.s.", "15 mas", of(where, "wcs"), "{:.1f} mas", lambda v: v <= 15,
+        "at every true star, the air's displacement counted; median exposure")  # fmt: skip
+    add("sky places, worst corner", "40 mas", of(where, "corner"), "{:.1f} mas", lambda v: v <= 40,
+        "worst of all exposures and corners (400 px)")  # fmt: skip
+    bare = [np.sqrt(np.nanmean(np.square(wcs_error(f)))) * 1000 for f in frames if f.astrometry is not None]
+    add("WCS against the true one without air", "-", {OURS: float(np.median(bare)) if bare else np.nan}, "{:.1f} mas",
+        None, "grid over the quadrant; contains the air that the solution follows")  # fmt: skip
+    repeat = {name: repeat_figures(p) for name, p in parts.items()}
+    n_stars = repeat.get(OURS, {}).get("stars", 0.0)
+    add("bright-star repeatability", "10 mmag", of(repeat, "repeat"), "{:.1f} mmag", lambda v: v <= 10,
+        f"{n_stars:.0f} stars of photon error < 4 mmag, own zero points and maps")  # fmt: skip
+    zp = zeropoint_figures(frames)
+    add("zero point against truth, worst", "10 mmag", {OURS: zp["worst"]}, "{:.1f} mmag", lambda v: v <= 10,
+        f"r.m.s. {zp['rms']:.1f} mmag, of pulls {zp['pull']:.2f}; MAGZPRMS {zp['magzprms']:.0f} mmag")  # fmt: skip
+    add("flux pulls S/N 5 to 100, robust sigma", "0.95 to 1.10", of(flux, "pull"), "{:.3f}",
+        lambda v: 0.95 <= v <= 1.10)  # fmt: skip
+    own = flux.get(OURS, {})
+    add("flux pulls S/N 5 to 100, mean", "< 0.1", of(flux, "pull_mean"), "{:+.3f}", lambda v: abs(v) < 0.1,
+        f"S/N 7 to 100: {own.get('pull_mean7', np.nan):+.3f}")  # fmt: skip
+    add("PSF flux bias", "< 0.5 %", of(flux, "bias"), "{:+.2f} %", lambda v: abs(v) < 0.5,
+        f"{own.get('n', 0):.0f} isolated stars, S/N > 100")  # fmt: skip
+    for key, what in (("phase", "sub-pixel phase (of 16)"), ("place", "place (of 16)"), ("exposure", "exposure")):
+        add(f"PSF flux bias, worst {what}", "< 0.5 %", of(flux, key), "{:+.2f} %", lambda v: abs(v) < 0.5)
+    five = {name: 100 * float(f["completeness"][AT_FIVE]) for name, f in found.items()}
+    sure = {name: 100 * float(f["purity"][AT_FIVE]) for name, f in found.items()}
+    rival = five.get("source-extractor", 0.0), sure.get("source-extractor", 0.0)
+    judged = "source-extractor" in five
+    add("completeness at S/N 5", "as source-extractor", five, "{:.1f} %", (lambda v: v >= rival[0]) if judged else None)
+    add("purity at S/N 5", "as source-extractor", sure, "{:.1f} %", (lambda v: v >= rival[1]) if judged else None)
+    if field_name == "dense":
+        rows.append(_crowded({name: f["by_mag"] for name, f in found.items()}))
+    return rows + time_lines(field_name, frames)
+
+
+def _crowded(by_mag: dict[str, F64]) -> Line:
+    """Completeness where source-extractor finds half."""
+    centres = (MAG_BINS[1:] + MAG_BINS[:-1]) / 2
+    if "source-extractor" not in by_mag:
+        return Line("dense", Row("crowded field", "80 %", "source-extractor not installed", None))
+    theirs = by_mag["source-extractor"]
+    after = np.flatnonzero((theirs < 0.5) & (centres > 15))
+    if not len(after):
+        return Line("dense", Row("crowded field", "80 %", "source-extractor finds half everywhere", None))
+    k = int(after[0])
+    values = {name: 100 * float(share[k]) for name, share in by_mag.items()}
+    peers = {name: f"{value:.1f} %" for name, value in values.items() if name != OURS}
+    own = values.get(OURS, float("nan"))
+    return Line("dense", Row(
+        "completeness where source-extractor finds half", "80 %", f"{own:.1f} %", own >= 80, f"at mag {centres[k]:.2f}"
+    ), peers)  # fmt: skip
+
+
+def time_lines(field_name: str, frames: Sequence[Frame]) -> list[Line]:
+    """CPU seconds by step: the least over the exposures, which a busy machine disturbs least."""
+    runs = [frame.seconds for frame in frames if not frame.failure]
+    rows: list[Line] = []
+    share = 3.0 if field_name == "dense" else 1.0  # 40,000 sources may take three times the budget
+    for step, budget in BUDGET.items():
+        values = [sum(run.get(k, 0.0) for k in STEPS.get(step, (step,))) for run in runs]
+        if values:
+            limit = budget * (share if step == "photometry" else 1.0)
+            rows.append(Line(field_name, Row(
+                f"time: {step}", f"{limit:g} s", f"{min(values):.3f} s", min(values) <= limit,
+                f"median of exposures {np.median(values):.3f} s"
+            )))  # fmt: skip
+    whole: dict[str, list[float]] = {}
+    for frame in frames:
+        for name, c in frame.catalogues.items():
+            if np.isfinite(c.seconds):
+                whole.setdefault(name, []).append(c.seconds)
+    if OURS in whole:
+        peers = {name: f"{min(v):.2f} s" for name, v in whole.items() if name != OURS}
+        rows.append(Line(field_name, Row(
+            "time: sky to fluxes", "-", f"{min(whole[OURS]):.2f} s", None, "background, detection, PSF, photometry"
+        ), peers))  # fmt: skip
+    return rows
+
+
+def summary(frames: Sequence[Frame]) -> dict[str, Any]:
+    """What a field was like."""
+    good = [f for f in frames if not f.failure]
+    return {
+        "exposures": len(frames), "failed": [f"{f.name}: {f.failure}" for f in frames if f.failure],
+        "seeing": [round(f.seeing, 2) for f in good], "maglim": [round(f.maglim, 2) for f in good],
+        "sources": [len(f.catalogues[OURS].x) for f in good],
+    }  # fmt: skip
