@@ -1,4 +1,4 @@
-"""Work without a broker, in parallel processes: references from packets, packets to alert files.
+"""Work without a broker, in parallel processes: packets to products and candidates.
 
 Each process does whole quadrants single-threaded, as the stream's workers do; results are gathered in the order of the
 exposures, so that the number of processes changes nothing but the time.
@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -19,10 +18,10 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from stream.archive import ProductStore, StoreInputs, find_science_products, read_science_product, write_products
+from stream.archive import ProductStore, StoreInputs, write_products
 from stream.calibrate import CalibrateSettings
 from stream.core.camera import Camera
-from stream.core.errors import PacketError, Permanent, UsageError
+from stream.core.errors import PacketError, Permanent
 from stream.core.identity import CANDID_VERSION
 from stream.core.records import (
     CalibrationSet,
@@ -33,14 +32,13 @@ from stream.core.records import (
     QuadrantResult,
     RawQuadrant,
     Reference,
-    ScienceImage,
     Table,
     failed_report,
 )
 from stream.ingest import parse_packet, read_packet, read_quadrant, read_science
-from stream.pipeline import ScienceSettings, Stopwatch, process_quadrant, process_science, science_from_calibrated
+from stream.pipeline import ScienceSettings, Stopwatch, process_science, science_from_calibrated
 from stream.quadrants import QuadrantTask, batch_of
-from stream.reference import build_reference, select_epochs
+from stream.reference import build_reference
 
 Progress = Callable[[int, int, str], None]
 T = TypeVar("T")
@@ -172,67 +170,6 @@ class Built:
     error: str | None = None
 
 
-def _build_reference(unit: tuple[int, tuple[PacketHead, ...], Camera]) -> Built:
-    """The reference of one field, filter and quadrant position from raw packets."""
-    qid, heads, camera = unit
-    task = own_task()
-    first = heads[0]
-    rcid = 4 * (first.ccdid - 1) + qid - 1
-    images: list[ScienceImage] = []
-    reasons: list[str] = []
-    for head in heads:
-        raw = raw_of(head.path, qid, camera)
-        if raw is None:
-            continue
-        result = process_quadrant(raw, task.inputs, task.settings)
-        if result.science is not None and result.report.reason is None:
-            images.append(result.science)
-        else:
-            reasons.append(f"{head.path.name}: {result.report.reason}")
-    return _combine(task, images, reasons, (first.field, rcid, first.fid, first.night, len(heads)))
-
-
-def _combine(
-    task: QuadrantTask, images: list[ScienceImage], reasons: list[str], what: tuple[int, int, int, str, int]
-) -> Built:
-    field, rcid, fid, night, n = what
-    try:
-        selection = select_epochs(images)
-        reference = build_reference([images[i] for i in selection.chosen])
-    except Permanent as error:
-        return Built("reference", field, rcid, fid, night, n, {"rejected": reasons}, str(error))
-    task.store.write_reference(reference)
-    figures = {**reference.qa, "version": reference.version, "rejected": reasons}
-    return Built("reference", field, rcid, fid, night, reference.n_frames, figures)
-
-
-def build_references(
-    paths: Sequence[Path], job: Job, workers: int, progress: Progress = quiet
-) -> tuple[list[Built], list[PacketError]]:
-    """References of every field, filter and quadrant position among raw `o` packets.
-
-    Raises
-    ------
-    UsageError
-        There is no science packet among the files.
-    """
-    heads, errors = packet_heads(paths, job.camera)
-    groups: dict[tuple[int, int, int, int], list[PacketHead]] = defaultdict(list)
-    for head in heads:
-        if head.imgtype == "object":
-            for qid in head.qids:
-                groups[head.field, head.fid, head.ccdid, qid].append(head)
-    if not groups:
-        raise UsageError(f"none of {len(heads)} readable packets is an exposure on sky: name `_o` packets")
-    units = [(qid, tuple(group), job.camera) for (_, _, _, qid), group in sorted(groups.items())]
-    settings = ScienceSettings(camera=job.camera, subtract=False)
-    built = []
-    for done, one in enumerate(parallel(_build_reference, units, job, workers, settings), 1):
-        built.append(one)
-        progress(done, len(units), "references")
-    return built, errors
-
-
 @dataclass(slots=True)
 class Outcome:
     """What `process` made of one quadrant: its quality record and the candidates that go on."""
@@ -357,41 +294,6 @@ class WithReference:
     def bright(self, ra: float, dec: float, radius: float) -> Table:
         """As the inputs behind."""
         return self.inputs.bright(ra, dec, radius)
-
-
-def _build_from_store(unit: tuple[int, int, int, tuple[str, ...]]) -> Built:
-    field, rcid, fid, names = unit
-    task = own_task()
-    images = [read_science_product(task.store, name) for name in names]
-    return _combine(task, images, [], (field, rcid, fid, "", len(names)))
-
-
-def build_references_from_store(
-    field: int, rcid: int | None, fid: int, job: Job, workers: int, progress: Progress = quiet
-) -> list[Built]:
-    """References of a field and filter from the science products in the store.
-
-    Raises
-    ------
-    UsageError
-        The store has no such products.
-    """
-    store = ProductStore(job.store)
-    groups: dict[int, list[str]] = defaultdict(list)
-    for name, channel in find_science_products(store, field, fid):
-        if rcid is None or channel == rcid:
-            groups[channel].append(name)
-    if not groups:
-        where = "" if rcid is None else f", rcid {rcid}"
-        raise UsageError(
-            f"no science products of field {field}{where}, filter {fid} in {job.store}: run `process` first"
-        )
-    units = [(field, channel, fid, tuple(sorted(names))) for channel, names in sorted(groups.items())]
-    built = []
-    for done, one in enumerate(parallel(_build_from_store, units, job, workers), 1):
-        built.append(one)
-        progress(done, len(units), "references")
-    return built
 
 
 def process_one_quadrant(unit: tuple[Path, int, Camera]) -> QuadrantReport:

@@ -194,6 +194,38 @@ def grid_cards(wcs: WCS) -> Row:
     return {key: value for key, value in cards.items() if key not in ("ASTRRMS1", "ASTRRMS2", "ASTROMN")}
 
 
+# Card, name in the quality record, meaning: the survey's successor's list (``ztf-facts.md`` §4), then ours.
+_QUALITY_CARDS = (
+    ("NPIXSAT", "npixsat", "saturated pixels"),
+    ("NPIXNAN", "npixnan", "pixels without a value"),
+    ("CLMEAN", "clmean", "clipped mean [DN]"),
+    ("CLSTDDEV", "clstddev", "clipped standard deviation [DN]"),
+    ("GMEDIAN", "gmedian", "median [DN]"),
+    ("DATASCAL", "datascale", "half of 84th less 16th percentile [DN]"),
+    ("GMIN", "gmin", "minimum [DN]"),
+    ("GMAX", "gmax", "maximum [DN]"),
+    ("COV5PERC", "cov5percent", "mean of coverage up to 5, per cent of 5"),
+    ("MEDNCOV", "medncov", "median coverage"),
+    ("MEDPIXU", "medpixunc", "median uncertainty [DN]"),
+    ("FWHMMED", "fwhmmedpix", "median FWHM of the inputs [px]"),
+    ("FWHMMIN", "fwhmminpix", "least FWHM of the inputs [px]"),
+    ("FWHMMAX", "fwhmmaxpix", "largest FWHM of the inputs [px]"),
+    ("NSOURCES", "nsources", "sources in the catalogue"),
+    ("GAIN", "gain", "of the mean [e-/DN]"),
+    ("NOISEFAC", "noise_factor", "r.m.s. from pixel to pixel over uncertainty"),
+    ("MAGLIM", "maglim", "5-sigma limit at the centre [mag]"),
+    ("CLIPPED", "rejected", "share of the inputs' pixels left out"),
+    ("EXPTOTAL", "exptime", "sum of the exposure times [s]"),
+    ("GAIARMS1", "gaia_rms_east", "r.m.s. against Gaia, east [mas]"),
+    ("GAIARMS2", "gaia_rms_north", "r.m.s. against Gaia, north [mas]"),
+    ("GAIAN", "gaia_n", "stars matched with Gaia"),
+    ("PS1ZP", "ps1_zeropoint", "zero point against PS1 [mag]"),
+    ("PS1RMS", "ps1_rms", "r.m.s. of its residuals [mag]"),
+    ("PS1N", "ps1_n", "calibrators"),
+    ("CLRCOEFF", "ps1_clrcoeff", "colour coefficient"),
+)
+
+
 def encode_reference(reference: Reference) -> dict[str, bytes]:
     """The files of a reference by suffix; ``reflog.json`` last, as it says that the others are complete."""
     ccdid, qid = ccd_qid_of(reference.rcid)
@@ -213,7 +245,10 @@ def encode_reference(reference: Reference) -> dict[str, bytes]:
         "JDSTART": (float(reference.jd_start), "start of the first input"),
         "JDEND": (float(reference.jd_end), "start of the last input"),
         "NFRAMES": (reference.n_frames, "inputs"),
-        "REFVERS": (reference.version, "hash of inputs and software"),
+        "REFVERS": (reference.version, "hash of inputs, software and pixels"),
+        "MJDMIN": (float(reference.jd_start) - 2_400_000.5, "start of the first input"),
+        "MJDMAX": (float(reference.jd_end) - 2_400_000.5, "start of the last input"),
+        **{card: (reference.qa.get(name), comment) for card, name, comment in _QUALITY_CARDS},
     }
     typical = _typical(reference.unc)
     identity = {key: cards[key] for key in ("FIELDID", "FILTERID", "CCDID", "QID", "RCID", "RFID", "MAGZP", "REFVERS")}

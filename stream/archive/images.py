@@ -7,6 +7,7 @@ the exposure, calibration identifiers, notes, and the sky as a coarse map in two
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -149,17 +150,23 @@ def _coarse(image: F32) -> F32:
 
 def _fine(cells: F32, shape: tuple[int, int]) -> F32:
     """A map of cells at every pixel: bilinear between the cells' centres, and on in the same slope."""
-    places = [(np.arange(n) + 0.5) / _SKY_CELL - 0.5 for n in shape]
-    rows = _interpolate(cells.astype(np.float64), places[0])
-    return np.ascontiguousarray(_interpolate(rows.T, places[1]).T, dtype=np.float32)
+    rows, columns = (_slopes(n, of) for n, of in zip(shape, cells.shape, strict=True))
+    # About the mean: the products stay exact to what float32 holds of the map itself.
+    mean = np.float32(cells.mean(dtype=np.float64))
+    out: F32 = (rows @ (cells - mean)) @ columns.T
+    out += mean
+    return out
 
 
-def _interpolate(rows: np.ndarray, at: np.ndarray) -> np.ndarray:
-    first = np.clip(np.floor(at).astype(int), 0, max(len(rows) - 2, 0))
-    last = np.minimum(first + 1, len(rows) - 1)
-    weight = (at - first if len(rows) > 1 else np.zeros_like(at))[:, None].astype(np.float32)
-    low, high = rows[first].astype(np.float32), rows[last].astype(np.float32)
-    out: np.ndarray = low + weight * (high - low)
+@lru_cache(maxsize=4)
+def _slopes(n: int, n_cells: int) -> F32:
+    """(n, n_cells) weights of linear interpolation."""
+    at = (np.arange(n) + 0.5) / _SKY_CELL - 0.5
+    first = np.clip(np.floor(at).astype(int), 0, max(n_cells - 2, 0))
+    weight = at - first if n_cells > 1 else np.zeros(n)
+    out = np.zeros((n, n_cells), np.float32)
+    out[np.arange(n), first] = 1 - weight
+    out[np.arange(n), np.minimum(first + 1, n_cells - 1)] += weight.astype(np.float32)
     return out
 
 

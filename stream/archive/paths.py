@@ -24,6 +24,7 @@ SCIENCE_SUFFIXES = (
     "qa.json",
 )
 REFERENCE_SUFFIXES = ("refimg.fits.fz", "refcov.fits.fz", "refunc.fits.fz", "refpsfcat.fits", "reflog.json")
+VERSIONS = "versions"  # folder of the references that were in use before, one folder each
 # Pixel masks and frames of one channel; the instrument model of a CCD has a path of its own.
 CALIBRATION_KINDS = ("bias", "hifreqflat", "loflat", "fringe", "shutter", "pmask")
 INSTRUMENT = "instrument"
@@ -105,12 +106,17 @@ def pin_path(kind: str, fid: int, rcid: int) -> str:
     return f"{PINS}/{kind}_{code}_rc{rcid:02d}.json"
 
 
-def reference_path(field: int, fid: int, rcid: int, suffix: str) -> str:
-    """Path of a reference product, e.g. suffix ``refimg.fits.fz``. FFF are the field's first three of six digits."""
+def reference_folder(field: int, fid: int, rcid: int) -> str:
+    """Folder of the reference of a field, filter and channel. FFF are the field's first three of six digits."""
     ccdid, qid = ccd_qid_of(rcid)
-    code = FILTER_CODES[fid]
-    folder = f"ref/{field // 1000:03d}/field{field:06d}/{code}/ccd{ccdid:02d}/q{qid}"
-    return f"{folder}/ztf_{field:06d}_{code}_c{ccdid:02d}_q{qid}_{suffix}"
+    return f"ref/{field // 1000:03d}/field{field:06d}/{FILTER_CODES[fid]}/ccd{ccdid:02d}/q{qid}"
+
+
+def reference_path(field: int, fid: int, rcid: int, suffix: str, version: str | None = None) -> str:
+    """Path of a reference product, e.g. suffix ``refimg.fits.fz``; without ``version`` that of the one in use."""
+    ccdid, qid = ccd_qid_of(rcid)
+    folder = reference_folder(field, fid, rcid) + (f"/{VERSIONS}/{version}" if version else "")
+    return f"{folder}/ztf_{field:06d}_{FILTER_CODES[fid]}_c{ccdid:02d}_q{qid}_{suffix}"
 
 
 def alert_folder(night: str, programid: int) -> str:

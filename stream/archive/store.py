@@ -8,16 +8,18 @@ reader never meets half a product, and a worker killed while writing leaves noth
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import fsspec
+from astropy.wcs import WCS
 from fsspec.implementations.local import LocalFileSystem
 
-from stream.archive import frames
+from stream.archive import catalogs, frames
 from stream.archive.paths import REFERENCE_SUFFIXES, calibration_path, instrument_path, reference_path
-from stream.core.errors import StoreUnavailable, UsageError
-from stream.core.records import CalibrationFrame, InstrumentModel, PixelMask, Reference
+from stream.archive.tiles import TiledImage
+from stream.core.errors import MessageError, StoreUnavailable, UsageError
+from stream.core.records import CalibrationFrame, InstrumentModel, PixelMask, Reference, Row
 
 
 class ProductStore:
@@ -174,24 +176,75 @@ class ProductStore:
         return path
 
     def write_reference(self, reference: Reference) -> str:
-        """Write a reference; returns the path of its image. ``reflog.json`` is last: with it the set is complete."""
+        """Write a reference and put it in use; returns the path of its image. The one that it replaces is kept.
+
+        ``reflog.json`` is last: with it the set is complete.
+        """
         where = reference.field, reference.fid, reference.rcid
-        for suffix, data in frames.encode_reference(reference).items():
-            self.write(reference_path(*where, suffix), data)
+        self.replace_reference(*where, reference.version, frames.encode_reference(reference))
         return reference_path(*where, REFERENCE_SUFFIXES[0])
 
-    def read_reference(self, field: int, fid: int, rcid: int) -> Reference | None:
-        """The current reference, or None.
+    def replace_reference(self, field: int, fid: int, rcid: int, version: str, files: Mapping[str, bytes]) -> None:
+        """Put the files of a version in use, those of the version so far under its own name first."""
+        current = self.reference_log(field, fid, rcid)
+        old = None if current is None else str(current["version"])
+        if old is not None and old != version and self.reference_log(field, fid, rcid, old) is None:
+            for suffix in REFERENCE_SUFFIXES:
+                data = self.find(reference_path(field, fid, rcid, suffix))
+                if data is not None:
+                    self.write(reference_path(field, fid, rcid, suffix, old), data)
+        for suffix in REFERENCE_SUFFIXES:
+            self.write(reference_path(field, fid, rcid, suffix), files[suffix])
+
+    def reference_log(self, field: int, fid: int, rcid: int, version: str | None = None) -> Row | None:
+        """What a reference says of itself (version, inputs, quality), or None; ``version`` None: the one in use."""
+        data = self.find(reference_path(field, fid, rcid, REFERENCE_SUFFIXES[-1], version))
+        return None if data is None else catalogs.read_json(data)
+
+    def reference_grid(self, field: int, fid: int, rcid: int) -> tuple[WCS, tuple[int, int]] | None:
+        """WCS and shape (ny, nx) of the reference in use, or None; reads a header only."""
+        path = reference_path(field, fid, rcid, REFERENCE_SUFFIXES[0])
+        if not self.exists(path):
+            return None
+        image = TiledImage(lambda first, last: self.read_range(path, first, last))
+        return WCS(image.header), image.shape
+
+    def reference_files(self, field: int, fid: int, rcid: int, version: str | None = None) -> dict[str, bytes] | None:
+        """All files of a reference by suffix; None where one is missing."""
+        files: dict[str, bytes] = {}
+        for suffix in reversed(REFERENCE_SUFFIXES):  # the log first: without it there is none
+            data = self.find(reference_path(field, fid, rcid, suffix, version))
+            if data is None:
+                return None
+            files[suffix] = data
+        return files
+
+    def read_reference(self, field: int, fid: int, rcid: int, version: str | None = None) -> Reference | None:
+        """A reference, or None; without ``version`` the one in use.
+
+        Where the one in use is just being replaced (or whoever replaced it died), it is the one that is being
+        replaced: the log, written last, still names it, and it has been kept.
 
         Raises
         ------
         MessageError
-            Its files are damaged or of different versions (it is just being replaced).
+            Its files are damaged or of different versions.
         """
-        files: dict[str, bytes] = {}
-        for suffix in reversed(REFERENCE_SUFFIXES):  # the log first: without it there is none
-            data = self.find(reference_path(field, fid, rcid, suffix))
-            if data is None:
-                return None
-            files[suffix] = data
-        return frames.decode_reference(files)
+        current = self.reference_log(field, fid, rcid)
+        if version is not None and current is not None and current["version"] == version:
+            kept = self.reference_files(field, fid, rcid, version)
+            if kept is not None:
+                return frames.decode_reference(kept)
+            version = None
+        files = self.reference_files(field, fid, rcid, version)
+        if files is None:
+            return None
+        try:
+            return frames.decode_reference(files)
+        except MessageError:
+            kept = None
+            if version is None and current is not None:
+                kept = self.reference_files(field, fid, rcid, str(current["version"]))
+            if kept is None:
+                raise
+            return frames.decode_reference(kept)

@@ -1,4 +1,4 @@
-"""``ztf-stream reference build``, and what it shares with ``calibration build``."""
+"""What ``reference build`` and ``calibration build`` share: options, files, a table of what was made."""
 
 from __future__ import annotations
 
@@ -10,56 +10,16 @@ from rich.console import Console
 from rich.table import Table
 
 from stream.core.camera import camera_named
-from stream.core.errors import UsageError
-from stream.core.identity import FILTER_CODES, FILTER_IDS
+from stream.core.identity import FILTER_CODES
 
 if TYPE_CHECKING:
     from stream.offline import Built, Job
-
-reference_app = typer.Typer(no_args_is_help=True, help="Build reference images.")
 
 Files = Annotated[list[str] | None, typer.Argument(help="Packets, globs or folders.")]
 Store = Annotated[str | None, typer.Option(help="Product store (folder or URL).", envvar="ZTF_STORE")]
 CameraName = Annotated[str | None, typer.Option("--camera", help="full or small.", envvar="ZTF_CAMERA")]
 Workers = Annotated[int | None, typer.Option(help="Processes; one a core by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON line a frame.")]
-
-
-@reference_app.callback()
-def _reference() -> None:
-    """Build reference images."""
-
-
-@reference_app.command("build")
-def build_reference(
-    raw: Files = None,
-    field: Annotated[int | None, typer.Option(help="Field, for references from science products in the store.")] = None,
-    rcid: Annotated[int | None, typer.Option(help="Readout channel 0..63; all of the field's by default.")] = None,
-    filtercode: Annotated[str | None, typer.Option("--filter", help="g, r or i.")] = None,
-    store: Store = None,
-    camera: CameraName = None,
-    workers: Workers = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make references from raw packets, or (`--field --rcid --filter`) from science products in the store."""
-    from stream.cli.common import progress_bar
-    from stream.offline import build_references, build_references_from_store
-
-    if raw:
-        paths, job, count = prepare(raw, store, camera, workers)
-        with progress_bar() as report:
-            built, errors = build_references(paths, job, count, report)
-        show(built, [str(e) for e in errors], as_json, "references")
-        return
-    if field is None or filtercode is None:
-        raise UsageError("name raw packets, or give --field and --filter (and --rcid) to use the store's products")
-    code = filtercode if filtercode in FILTER_IDS else f"z{filtercode}"
-    if code not in FILTER_IDS:
-        raise UsageError(f"no filter {filtercode!r}: g, r or i")
-    _, job, count = prepare(None, store, camera, workers)
-    with progress_bar() as report:
-        built = build_references_from_store(field, rcid, FILTER_IDS[code], job, count, report)
-    show(built, [], as_json, "references")
 
 
 def prepare(

@@ -96,8 +96,9 @@ class DemoPlan:
 def prepare(plan: DemoPlan, console: Console) -> None:
     """Simulate, import catalogues, build calibration and references; each step is skipped where it was done."""
     from stream.core.camera import camera_named
-    from stream.offline import Job, build_references
+    from stream.offline import Job
     from stream.offline_calibration import build_calibrations
+    from stream.offline_reference import build_references
     from stream.simulate import NightPlan, simulate_night
     from stream.sky import import_catalog
 

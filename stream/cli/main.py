@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "app",
         "Bias, flats, pixel masks, what is measured of the camera.",
     ),
-    "reference": ("stream.cli.build", "reference_app", "Build reference images."),
+    "reference": ("stream.cli.reference", "app", "Build, renew, list, pin and look at reference images."),
     "process": ("stream.cli.process", "process", "Packets to products and alert files, without a broker."),
     "ingest": ("stream.cli.ingest", "ingest", "Raw packets onto Kafka, each once."),
     "topics": ("stream.cli.topics", "app", "topics.yaml against a broker."),

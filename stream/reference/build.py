@@ -8,8 +8,8 @@ with: its own PSF, catalogue and saturation limit, measured on the result like o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from astropy.wcs import WCS
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stream import __version__
 from stream.core.errors import ReferenceBuildError
-from stream.core.records import Reference, ScienceImage
+from stream.core.records import F32, Reference, ScienceImage
 from stream.reference.combine import CombineConfig, Combined, InputNoise, combine, seeing_changes
 from stream.reference.grid import PAD, reference_grid
 from stream.reference.layers import Input, make_layers, stars_of
@@ -25,6 +25,10 @@ from stream.reference.measure import Coadd, measure_reference, quality
 
 # Common zero points by filter (ztf-facts §4, unconfirmed as the survey's; any would do, the record says which).
 ZERO_POINTS = {1: 26.325, 2: 26.275, 3: 25.660}
+
+# An input that saturates at less than this share of the inputs' median limit (a much longer exposure among short ones)
+# has nothing to say there, rather than making the pixel saturated in the mean.
+EARLY = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,21 @@ class ReferenceConfig:
     software: str = f"ztf-stream {__version__}"
 
 
-def build_reference(images: Sequence[ScienceImage], config: ReferenceConfig | None = None) -> Reference:
+Grid = tuple[WCS, tuple[int, int]]
+Empty = Callable[[tuple[int, ...]], F32]
+
+
+def in_memory(shape: tuple[int, ...]) -> F32:
+    """An array of float32 whose values do not matter."""
+    return np.empty(shape, np.float32)
+
+
+def build_reference(
+    images: Sequence[ScienceImage],
+    config: ReferenceConfig | None = None,
+    grid: Grid | None = None,
+    empty: Empty = in_memory,
+) -> Reference:
     """Combine science images into a reference.
 
     Parameters
@@ -47,12 +65,18 @@ def build_reference(images: Sequence[ScienceImage], config: ReferenceConfig | No
         sequence may load lazily: each image is asked for twice, one at a time, and only its interpolated pixels
         (4 bytes each) are kept. The order does not matter.
     config : ReferenceConfig, optional
+    grid : (WCS, shape), optional
+        Where its pixels are to lie: those of the reference that it replaces. By default a grid made for the inputs.
+    empty : callable, optional
+        Makes the one array that grows with the number of images, (n, ny, nx) float32: 41 MB each at the real camera's
+        size. A file mapped to memory keeps a deep reference from taking all of it.
 
     Returns
     -------
     Reference
         On a TAN grid 64 px larger a side than the input, turned like it. ``unc`` is the white-equivalent noise per
-        pixel (see ``combine``). Pixels that any input saturated hold ``saturate``.
+        pixel (see ``combine``). Pixels that any input saturated hold ``saturate``; those that only much longer
+        exposures saturated are made of the others.
 
     Raises
     ------
@@ -67,8 +91,8 @@ def build_reference(images: Sequence[ScienceImage], config: ReferenceConfig | No
     surveyed = _survey(images, first.rfid, zeropoint)
     order = sorted(range(len(surveyed)), key=lambda i: surveyed[i].name)
     inputs = [surveyed[i] for i in order]
-    wcs, shape = reference_grid([one.wcs for one in inputs], inputs[0].psf.shape, config.pad)
-    layers = make_layers(images, order, inputs, wcs, shape)
+    wcs, shape = grid or reference_grid([one.wcs for one in inputs], inputs[0].psf.shape, config.pad)
+    layers = make_layers(images, order, inputs, wcs, empty((len(inputs), *shape)))
     noise = InputNoise(
         sky=np.array([one.scale * one.sigma for one in inputs]),
         photon=np.array([one.scale / one.gain for one in inputs]),
@@ -80,8 +104,8 @@ def build_reference(images: Sequence[ScienceImage], config: ReferenceConfig | No
     coadd = _coadd(mean, layers.saturated, inputs, (noise, layers.left), wcs)
     measured = measure_reference(coadd, [one.psf for one in inputs])
     unc = mean.unc
-    qa = quality(coadd, measured, unc, mean.coverage, [one.fwhm for one in inputs])
-    qa |= {"rejected": mean.rejected, "software": config.software}
+    qa = quality(coadd, measured, unc, mean.coverage, [one.fwhm for one in inputs], zeropoint)
+    qa |= {"rejected": mean.rejected, "software": config.software, "exptime": sum(one.exptime for one in inputs)}
     return Reference(
         rfid=first.rfid,
         field=first.exposure.field,
@@ -98,7 +122,7 @@ def build_reference(images: Sequence[ScienceImage], config: ReferenceConfig | No
         jd_end=max(one.jd for one in inputs),
         n_frames=len(inputs),
         saturate=coadd.saturate,
-        version=_version([one.name for one in inputs], config.software),
+        version=_version([one.name for one in inputs], config.software, measured.data),
         inputs=tuple(one.name for one in inputs),
         qa=qa,
     )
@@ -130,12 +154,15 @@ def _survey(images: Sequence[ScienceImage], rfid: int, zeropoint: float) -> list
                 image.saturate,
                 image.psf.fwhm,
                 quadrant.exposure.jd,
+                quadrant.exposure.exptime,
                 image.psf,
                 image.astrometry.wcs,
                 stars_of(image),
             )
         )
-    return inputs
+    limits = [one.limit for one in inputs if np.isfinite(one.limit)]
+    typical = float(np.median(limits)) if limits else 0.0
+    return [replace(one, early=one.limit < EARLY * typical) for one in inputs]
 
 
 def _coadd(
@@ -152,7 +179,7 @@ def _coadd(
     read = np.array([one.scale * one.readnoise / one.gain for one in inputs])
     read_variance = float(np.sum(w**2 * read**2))
     sky_variance = float(np.sum(w**2 * noise.sky**2))
-    limits = [one.scale * (one.saturate - one.sky) for one in inputs if np.isfinite(one.saturate)]
+    limits = [one.limit for one in inputs if np.isfinite(one.limit) and not one.early]
     saturate = min(limits) if limits else float("nan")
     data = mean.data
     if np.isfinite(saturate):
@@ -172,6 +199,8 @@ def _coadd(
     )
 
 
-def _version(names: list[str], software: str) -> str:
-    """Short hash of what went in: sorted input names and the software."""
-    return hashlib.sha256("\n".join([*sorted(names), software]).encode()).hexdigest()[:12]
+def _version(names: list[str], software: str, data: F32) -> str:
+    """Short hash of what went in and came out: sorted input names, the software, the pixels."""
+    digest = hashlib.sha256("\n".join([*sorted(names), software]).encode())
+    digest.update(np.ascontiguousarray(data).data)
+    return digest.hexdigest()[:12]

@@ -22,10 +22,13 @@ from stream.core.records import F32
 
 # Variance of a 3 x 3 mean of resampled noise against that of white noise: neighbours share the kernel's lobes.
 _MEAN3_NOISE = 1.1 / 3.0
+_NEXT = np.ones((3, 3), bool)
 # An interpolated star of FWHM 1.7 px is off by this share of its peak as far as the kernel reaches (5 px), depending on
 # its phase (``core.resample``): no outlier either.
 _RINGING = 0.03
 _RINGING_REACH = 11  # px, the whole width of the kernel
+# The median's noise over the mean's; the brightest of nine pixels of noise is seldom above three times it.
+_MEDIAN_NOISE, _NO_LIGHT = 1.25, 3.0
 # Above what the PSF models say: stars lie off them by their errors, and the median is not the models' median.
 _SEEING_MARGIN = 1.3
 # Pixels of the PSF below this share of its peak do not decide: there the sky's noise allows for everything but in the
@@ -38,6 +41,7 @@ class CombineConfig:
     """How outliers are told from noise."""
 
     clip: float = 4.0  # sigma
+    hold: float = 2.5  # sigma of a 3 x 3 mean that hangs together with one above `clip`
     signal: float = 0.3  # least share of the median by which seeing may change a pixel (Gruen et al.'s A)
     rows: int = 128  # rows combined at a time: bounds the memory of the sort
 
@@ -146,26 +150,38 @@ def _keep(block: F32, light: F32, noise: InputNoise, config: CombineConfig) -> N
     centre = _median(block, valid.sum(axis=0))
     # The brightest neighbour counts: on a star's steep flank a change of seeing moves a pixel by its neighbour's light.
     signal = ndimage.maximum_filter(np.abs(centre + light), 3)
-    ringing = np.float32(_RINGING) * ndimage.maximum_filter(signal, _RINGING_REACH)
+    # What may be noise of the median is no light that could change: allowed for, it would let every faint trail in.
+    # Of two the median is the lower, which is dark in the wings that only the blurred one has.
+    dark = _NO_LIGHT * _MEDIAN_NOISE * _typical_sky(noise) if len(block) > 2 else 0.0
+    lit = np.maximum(signal - np.float32(dark), np.float32(0))
+    ringing = np.float32(_RINGING) * ndimage.maximum_filter(lit, _RINGING_REACH)
     shares = np.full(len(block), config.signal)
     if noise.seeing is not None:
         shares = np.maximum(shares, noise.seeing)
     keep = valid.copy()
     for i, values in enumerate(block):
-        allowed = np.maximum(np.float32(shares[i]) * signal, ringing)
+        allowed = np.maximum(np.float32(shares[i]) * lit, ringing)
         deviation = np.where(valid[i], values - centre, np.float32(0))
         photon = np.float32(noise.photon[i])
         sigma = np.sqrt(np.float32(noise.sky[i] ** 2) + photon * signal)
         keep[i] &= np.abs(deviation) <= np.float32(config.clip) * sigma + allowed
         mean3 = ndimage.uniform_filter(deviation, 3)
         sigma3 = np.float32(_MEAN3_NOISE) * np.sqrt(np.float32(noise.sky[i] ** 2) + photon * signal)
-        faint = np.abs(mean3) > np.float32(config.clip) * sigma3 + allowed
+        excess = np.abs(mean3) - allowed
+        faint = excess > np.float32(config.clip) * sigma3
         if faint.any():
-            keep[i] &= ~ndimage.binary_dilation(faint, np.ones((3, 3), bool), iterations=2)
+            # Along a trail noise lifts some places above the limit and not others: what hangs together goes together.
+            faint = ndimage.binary_propagation(faint, _NEXT, excess > np.float32(config.hold) * sigma3)
+            keep[i] &= ~ndimage.binary_dilation(faint, _NEXT, iterations=2)
     # Where all were thrown out (they disagree with their own median) the plain mean is still the best guess.
     nothing = ~keep.any(axis=0)
     keep |= valid & nothing
     return keep
+
+
+def _typical_sky(noise: InputNoise) -> float:
+    """1-sigma noise per pixel of a mean of all inputs, were they alike."""
+    return float(np.median(noise.sky) / np.sqrt(len(noise.sky)))
 
 
 def _median(block: F32, count: NDArray[np.intp]) -> F32:

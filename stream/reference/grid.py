@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from astropy.wcs import WCS
 
+from stream.core.records import ScienceImage
+from stream.core.resample import world_to_pixel
+
 PAD = 64  # px a side: about an arcminute, twice the pointing's scatter within a field
 
 
@@ -42,6 +45,19 @@ def reference_grid(wcs_list: Sequence[WCS], shape: tuple[int, int], pad: int = P
     out.wcs.cd = _local_cd(wcs_list[chosen], centre, places[chosen])
     out.wcs.set()
     return out, (ny + 2 * pad, nx + 2 * pad)
+
+
+def same_place(grid: tuple[WCS, tuple[int, int]], image: ScienceImage, pad: int = PAD) -> bool:
+    """Whether a grid has the size that one for this image would have, and its middle within ``pad`` of it: then the
+    new reference can have the old one's pixels, so that all versions lie on top of each other."""
+    wcs, shape = grid
+    ny, nx = image.data.shape
+    if shape != (ny + 2 * pad, nx + 2 * pad):
+        return False
+    middle = image.astrometry.wcs.all_pix2world((nx - 1) / 2, (ny - 1) / 2, 0)
+    x, y = world_to_pixel(wcs, *middle)
+    off = np.hypot(x[0] - (shape[1] - 1) / 2, y[0] - (shape[0] - 1) / 2)
+    return bool(off < pad)
 
 
 def _local_cd(wcs: WCS, centre: tuple[float, float], place: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]

@@ -12,7 +12,7 @@ from the others. So an asteroid, a "star" of one input, stays in that input's re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from astropy.wcs import WCS
@@ -39,7 +39,10 @@ SAME_STAR = 1.5  # px, on the reference's grid
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One science image's place in the mean; ``stars`` in its own px and DN, which ``scale`` makes reference DN."""
+    """One science image's place in the mean; ``stars`` in its own px and DN, which ``scale`` makes reference DN.
+
+    ``early``: it saturates long before the others.
+    """
 
     name: str
     scale: float
@@ -50,9 +53,17 @@ class Input:
     saturate: float
     fwhm: float
     jd: float
+    exptime: float  # s
     psf: PsfModel
     wcs: WCS
     stars: tuple[Star, ...]
+    early: bool = False
+
+    @property
+    def limit(self) -> float:
+        """Where it saturates, reference DN without sky; infinite where nothing says so."""
+        limit = self.scale * (self.saturate - self.sky)
+        return limit if np.isfinite(limit) else float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +93,7 @@ def stars_of(image: ScienceImage) -> tuple[Star, ...]:
 
 
 def make_layers(
-    images: Sequence[ScienceImage], order: Sequence[int], inputs: Sequence[Input], wcs: WCS, shape: tuple[int, int]
+    images: Sequence[ScienceImage], order: Sequence[int], inputs: Sequence[Input], wcs: WCS, rest: F32
 ) -> Layers:
     """Subtract, interpolate and average (see the module's docstring); each image is asked for once.
 
@@ -92,11 +103,13 @@ def make_layers(
     order : sequence of int
         Which image belongs to each of ``inputs``.
     inputs : sequence of Input
-    wcs, shape
+    wcs : WCS
         Of the reference.
+    rest : ndarray, (n, ny, nx), float32
+        Is filled.
     """
+    shape = rest.shape[1], rest.shape[2]
     lists = common_stars(inputs, wcs)
-    rest = np.empty((len(order), *shape), np.float32)
     stars, weights = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     saturated, left = np.zeros(shape, bool), np.ones(len(order))
     for k, i in enumerate(order):
@@ -107,8 +120,12 @@ def make_layers(
         pixels = image.data - image.background.level
         subtract_stars(pixels, image.psf, own)
         pixels[full] = 0
-        rest[k] = resample(pixels, map_y, map_x, invalid=(image.mask & np.uint16(EXCLUDED_BITS)) != 0)
-        rest[k] *= np.float32(one.scale)
+        invalid = (image.mask & np.uint16(EXCLUDED_BITS)) != 0
+        if one.early:
+            invalid |= full
+        moved = resample(pixels, map_y, map_x, invalid=invalid)
+        moved *= np.float32(one.scale)
+        rest[k] = moved
         ny, nx = image.data.shape
         seen = ((map_y >= 0) & (map_y <= ny - 1) & (map_x >= 0) & (map_x <= nx - 1)).astype(np.float32)
         seen *= np.float32(1.0 / (one.scale * one.sigma) ** 2)
@@ -117,7 +134,7 @@ def make_layers(
         model *= seen
         stars += model
         weights += seen
-        if full.any():
+        if full.any() and not one.early:
             saturated |= np.asarray(resample_nearest(_wider(full), map_y, map_x, 0), bool)
     stars /= np.maximum(weights, np.float32(1e-30))
     return Layers(rest, stars, saturated, left)
@@ -129,6 +146,7 @@ def common_stars(inputs: Sequence[Input], wcs: WCS) -> list[tuple[list[Star], li
     Stars are what half of the inputs have, and two at least. Each input's own measurement where it has one; else the
     place and flux that the first other input has.
     """
+    inputs = [_unsaturated(one) if one.early else one for one in inputs]
     own = [_carried(one.stars, one.wcs, wcs, one.scale) for one in inputs]
     everything = np.zeros((0, 3))
     for mine in own:
@@ -147,6 +165,13 @@ def common_stars(inputs: Sequence[Input], wcs: WCS) -> list[tuple[list[Star], li
         here = [Star(*row) for row in (*mine[kept].tolist(), *lent[reached].tolist())]
         lists.append((there, here))
     return lists
+
+
+def _unsaturated(one: Input) -> Input:
+    """Without the stars that it saturates: the others know them better."""
+    ny, nx = one.psf.shape
+    most = 0.8 * (one.saturate - one.sky) / float(one.psf.stamp((nx - 1) / 2, (ny - 1) / 2).max())
+    return replace(one, stars=tuple(star for star in one.stars if star.flux < most))
 
 
 def _places(stars: F64, source: WCS, target: WCS) -> tuple[F64, F64]:

@@ -14,6 +14,7 @@ from stream.core.flags import Mask
 from stream.core.psf import PsfModel
 from stream.core.records import F32, SOURCE_DTYPE, Background, Row, Table
 from stream.photometry import build_psf, detect, estimate_background, measure_sources
+from stream.photometry.quality import noise_area
 
 DETECTION_SIGMA = 4.0  # as for science images
 
@@ -86,7 +87,12 @@ def _lent_psf(psfs: Sequence[PsfModel], shape: tuple[int, ...]) -> PsfModel:
 
 
 def quality(
-    coadd: Coadd, measured: Measured, unc: F32, coverage: NDArray[np.int16], input_fwhm: Sequence[float]
+    coadd: Coadd,
+    measured: Measured,
+    unc: F32,
+    coverage: NDArray[np.int16],
+    input_fwhm: Sequence[float],
+    magzp: float,
 ) -> Row:
     """Quality figures of a reference: the list of the survey's successor (``ztf-facts.md`` §4) and what else is needed.
 
@@ -121,4 +127,14 @@ def quality(
         "gain": coadd.gain,
         "readnoise": coadd.readnoise,
         "noise_factor": float(np.sqrt(coadd.noise_left)),
+        "maglim": _depth(measured.psf, unc, magzp),
     }
+
+
+def _depth(psf: PsfModel, unc: F32, magzp: float) -> float:
+    """5-sigma limit (mag) of an isolated point source at the centre, sky-limited."""
+    ny, nx = psf.shape
+    sigma = float(np.nanmedian(unc))
+    if not sigma > 0:
+        return float("nan")
+    return float(magzp - 2.5 * np.log10(5 * sigma * np.sqrt(noise_area(psf, (nx - 1) / 2, (ny - 1) / 2))))

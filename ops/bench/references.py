@@ -1,0 +1,413 @@
+"""The figures of reference images, judged by a simulated field's truth: depth, errors, what moves, time, memory.
+
+    python -m ops.bench.references --out DIR [--field normal] [--counts 5,10,20] [--exposures 20] [--plot PNG] [--json]
+
+DIR holds the fields of ``ops.bench.fields`` (made where missing; calibration and catalogues in ``DIR/FIELD/store``).
+Every reference exposure goes through the project's own science once, into ``DIR/FIELD/references``. The field's own
+exposures hold neither satellites nor asteroids, so both are painted onto the calibrated images, with their photons,
+of every brightness, where nothing masks them: what keeps them out is the combination alone.
+
+- **depth**: PSF fluxes at places without any true source down to the faintest; their scatter against that of the
+  single exposures, measured alike, and the square root of N.
+- **uncertainty**: the same fluxes over their predicted errors, and sums over squares of 1 to 32 px over theirs.
+- **what moves**: PSF flux at the asteroids' places and light in pieces of 40 px along the trails that the reference
+  has and one of the same exposures without them has not, over their errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from ops.bench.fields import CCD, QID, plan_of, simulate
+from ops.bench.rows import Row
+from stream.archive import ProductStore, read_science_product, write_products
+from stream.core.camera import FULL, Camera
+from stream.core.identity import rcid_of
+from stream.core.psf import PsfModel
+from stream.core.records import Reference, ScienceImage
+from stream.core.resample import world_to_pixel
+from stream.offline import Job, own_task, packet_heads, parallel, raw_of
+from stream.pipeline import ScienceSettings, process_quadrant
+from stream.reference import ReferenceConfig, build_reference
+from stream.simulate.truth import read_truth
+
+F64 = NDArray[np.float64]
+RCID = rcid_of(CCD, QID)
+SIZE = 25
+CLEAR = 9.0  # px from a place to the next true source
+PLACES = 6000
+BOXES = (1, 2, 4, 8, 16, 32)
+ASTEROIDS = 8  # painted per exposure
+PIECE = 40.0  # px of a trail that are looked at together
+
+
+def science_names(folder: Path, workers: int) -> list[str]:
+    """Base names of the field's reference exposures, their science products made where missing."""
+    store = ProductStore(str(folder / "references"))
+    heads, _ = packet_heads(sorted((folder / "raw" / "ref").glob("*_o.fits.fz")), FULL)
+    names = [f"{head.path.name.removesuffix('.fits.fz')}_q{QID}" for head in heads]
+    if all(store.exists(_image(name)) for name in names):
+        return names
+    for kind in ("cal", "catalogs", "det"):
+        if (folder / "store" / kind).is_dir():
+            shutil.copytree(folder / "store" / kind, folder / "references" / kind, dirs_exist_ok=True)
+    job = Job(str(folder / "references"), FULL)
+    units = [(head.path, FULL) for head in heads]
+    settings = ScienceSettings(camera=FULL, subtract=False)
+    for reason in parallel(_science, units, job, workers, settings):
+        if reason is not None:
+            raise SystemExit(reason)
+    return names
+
+
+def _image(name: str) -> str:
+    from stream.archive import science_path
+
+    return science_path(name, "sciimg.fits.fz")
+
+
+def _science(unit: tuple[Path, Camera]) -> str | None:
+    path, camera = unit
+    task = own_task()
+    raw = raw_of(path, QID, camera)
+    if raw is None:
+        return f"{path.name}: no quadrant {QID}"
+    result = process_quadrant(raw, task.inputs, task.settings)
+    if result.science is None:
+        return f"{path.name}: {result.report.reason}"
+    write_products(task.store, result)
+    return None
+
+
+@dataclass(frozen=True)
+class Moving:
+    """What was painted onto one exposure: asteroids (x, y, flux) and one trail (x1, y1, x2, y2, DN per px)."""
+
+    asteroids: F64
+    trail: F64
+
+
+class Painted(Sequence[ScienceImage]):
+    """The exposures, read when asked for, each with its own asteroids and satellite."""
+
+    def __init__(self, store: ProductStore, names: Sequence[str], moving: bool) -> None:
+        self._store, self.names, self._moving = store, list(names), moving
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> ScienceImage:  # type: ignore[override]
+        image = read_science_product(self._store, self.names[index])
+        if self._moving:
+            paint_moving(image, moving_of(image, index), index)
+        return image
+
+
+def moving_of(image: ScienceImage, seed: int) -> Moving:
+    """Asteroids from the limit of one exposure to a hundred times it, and a satellite of 0.3 to 30 sigma a pixel."""
+    rng = np.random.default_rng(1000 + seed)
+    ny, nx = image.data.shape
+    x, y = rng.uniform(80, nx - 80, ASTEROIDS), rng.uniform(80, ny - 80, ASTEROIDS)
+    limit = 10 ** (-0.4 * (image.maglim - image.zeropoint.magzp))
+    flux = limit * 10 ** rng.uniform(0, 2, ASTEROIDS)
+    angle, cx, cy = rng.uniform(0, np.pi), rng.uniform(0.2, 0.8) * nx, rng.uniform(0.2, 0.8) * ny
+    half = 0.5 * np.hypot(nx, ny)
+    ends = [cx - half * np.cos(angle), cy - half * np.sin(angle), cx + half * np.cos(angle), cy + half * np.sin(angle)]
+    # A line's light of L per px has a peak of about L / (1.06 FWHM).
+    light = image.background.sigma * 1.06 * image.seeing * 10 ** rng.uniform(-0.5, 1.5)
+    return Moving(np.stack([x, y, flux], axis=1), np.array([*ends, light]))
+
+
+def paint_moving(image: ScienceImage, moving: Moving, seed: int) -> None:
+    """Add them with their photon noise, in place; an asteroid of 0.5 arcsec/min trails by a quarter of a pixel."""
+    rng = np.random.default_rng(2000 + seed)
+    light = np.zeros(image.data.shape, np.float32)
+    ny, nx = light.shape
+    for x, y, flux in moving.asteroids:
+        iy, ix = round(y), round(x)
+        stamp = image.psf.stamps(np.array([x]), np.array([y]), SIZE)[0]
+        light[iy - 12 : iy + 13, ix - 12 : ix + 13] += np.float32(flux) * stamp
+    x1, y1, x2, y2, strength = moving.trail
+    n = int(np.hypot(x2 - x1, y2 - y1) * 2)
+    t = (np.arange(n) + 0.5) / n
+    xs, ys = x1 + t * (x2 - x1), y1 + t * (y2 - y1)
+    inside = (xs > 13) & (xs < nx - 14) & (ys > 13) & (ys < ny - 14)
+    for start in range(0, int(inside.sum()), 512):
+        px, py = xs[inside][start : start + 512], ys[inside][start : start + 512]
+        stamps = image.psf.stamps(px, py, SIZE) * np.float32(0.5 * strength)
+        for stamp, iy, ix in zip(stamps, np.rint(py).astype(int), np.rint(px).astype(int), strict=True):
+            light[iy - 12 : iy + 13, ix - 12 : ix + 13] += stamp
+    lit = light > 0
+    noisy = rng.poisson(np.maximum(light[lit], 0).astype(float) * image.gain) / image.gain
+    image.data[lit] += noisy.astype(np.float32)
+
+
+class Sky:
+    """Where the true sources of the field are."""
+
+    def __init__(self, folder: Path) -> None:
+        rows = read_truth(folder, "sources", rcid=RCID, role="ref", columns=["truth_id", "ra", "dec", "mag"])
+        _, first = np.unique(rows["truth_id"], return_index=True)
+        self.ra, self.dec, self.mag = (np.asarray(rows[name][first], float) for name in ("ra", "dec", "mag"))
+
+    def clear(self, wcs: object, x: F64, y: F64) -> NDArray[np.bool_]:
+        """Which places are far enough from every source: bright ones reach further."""
+        sx, sy = world_to_pixel(wcs, self.ra, self.dec)  # type: ignore[arg-type]
+        ok = np.isfinite(sx) & np.isfinite(sy)
+        out = np.ones(len(x), bool)
+        for brighter, reach in ((99.0, CLEAR), (18.0, 18.0), (16.0, 40.0), (13.0, 120.0)):
+            some = ok & (self.mag < brighter)
+            if some.any():
+                out &= cKDTree(np.stack([sx[some], sy[some]], axis=1)).query(np.stack([x, y], axis=1))[0] > reach
+        return out
+
+
+def psf_fluxes(data: NDArray[np.float32], unc: NDArray[np.float32], psf: PsfModel, x: F64, y: F64) -> tuple[F64, F64]:
+    """PSF-weighted fluxes and their predicted errors at places; NaN where a pixel is missing."""
+    half = SIZE // 2
+    flux, error = np.full(len(x), np.nan), np.full(len(x), np.nan)
+    ix, iy = np.rint(x).astype(int), np.rint(y).astype(int)
+    ny, nx = data.shape
+    inside = np.flatnonzero((ix >= half) & (iy >= half) & (ix < nx - half) & (iy < ny - half))
+    stamps = psf.stamps(x[inside], y[inside], SIZE).astype(float)
+    for k, stamp in zip(inside.tolist(), stamps, strict=True):
+        box = np.s_[iy[k] - half : iy[k] + half + 1, ix[k] - half : ix[k] + half + 1]
+        power = (stamp**2).sum()
+        flux[k] = (stamp * data[box]).sum() / power
+        error[k] = np.sqrt((stamp**2 * unc[box].astype(float) ** 2).sum()) / power
+    return flux, error
+
+
+def spread(values: F64) -> float:
+    """Robust standard deviation."""
+    low, high = np.nanpercentile(values, [15.865, 84.135])
+    return float(high - low) / 2
+
+
+def empty_places(sky: Sky, wcs: object, shape: tuple[int, int], edge: int) -> tuple[F64, F64]:
+    """The same empty places for every image of a shape."""
+    rng = np.random.default_rng(5)
+    x, y = rng.uniform(edge, shape[1] - edge, PLACES * 4), rng.uniform(edge, shape[0] - edge, PLACES * 4)
+    clear = np.flatnonzero(sky.clear(wcs, x, y))[:PLACES]
+    return x[clear], y[clear]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one reference shows; ``single`` the noise (reference DN) that one of its exposures has on average."""
+
+    n: int
+    noise: float
+    single: float
+    psf_pull: float
+    boxes: dict[int, float]
+    maglim: float
+    cpu: float
+    asteroids: tuple[int, int, float]  # above 5 sigma, judged, worst
+    trails: tuple[int, int, float]
+
+    @property
+    def gain(self) -> float:
+        """Depth gained over the square root of N: 1 is what noise allows."""
+        return self.single / self.noise / np.sqrt(self.n)
+
+
+def single_noise(image: ScienceImage, sky: Sky, zeropoint: float) -> float:
+    """Scatter of PSF fluxes at empty places of one exposure, in reference DN."""
+    x, y = empty_places(sky, image.astrometry.wcs, image.data.shape, 100)
+    data = image.data - image.background.level
+    unc = np.full(data.shape, np.float32(image.background.sigma))
+    flux, _ = psf_fluxes(data, unc, image.psf, x, y)
+    return spread(flux) * 10 ** (0.4 * (zeropoint - image.zeropoint.magzp))
+
+
+def box_pulls(reference: Reference, sky: Sky) -> dict[int, float]:
+    """Scatter of sums over empty squares, over their predicted errors."""
+    ny, nx = reference.data.shape
+    yy, xx = np.mgrid[0:ny:2, 0:nx:2]
+    clear = sky.clear(reference.wcs, xx.ravel().astype(float), yy.ravel().astype(float)).reshape(xx.shape)
+    clear = np.repeat(np.repeat(clear, 2, 0), 2, 1)[:ny, :nx]
+    clear &= np.isfinite(reference.data) & (reference.coverage >= 0.7 * reference.n_frames)
+    out = {}
+    for box in BOXES:
+        cut = np.s_[: ny // box * box, : nx // box * box]
+
+        def summed(image: NDArray[np.floating], cut: tuple[slice, slice] = cut, box: int = box) -> F64:
+            part = np.where(clear, image, 0)[cut]
+            return np.asarray(part.reshape(ny // box, box, nx // box, box).sum(axis=(1, 3), dtype=float))
+
+        enough = summed(np.ones(clear.shape, np.float32)) > 0.95 * box * box
+        if enough.sum() > 50:
+            out[box] = spread((summed(reference.data) / np.sqrt(np.maximum(summed(reference.unc**2), 1e-9)))[enough])
+    return out
+
+
+def left_over(
+    dirty: Reference, clean: Reference, images: Painted
+) -> tuple[tuple[int, int, float], tuple[int, int, float]]:
+    """Asteroids and pieces of trails above 5 sigma, how many were judged, and the worst."""
+    asteroid, trail = [], []
+    left = dirty.data - clean.data
+    for k in range(len(images)):
+        image = images[k]
+        moving = moving_of(image, k)
+        x, y = _there(image, dirty, moving.asteroids[:, 0], moving.asteroids[:, 1])
+        flux, error = psf_fluxes(left, dirty.unc, dirty.psf, x, y)
+        asteroid.append(flux / error)
+        trail.append(_pieces(image, dirty, left, moving.trail))
+    return _count(np.concatenate(asteroid)), _count(np.concatenate(trail))
+
+
+def _there(image: ScienceImage, reference: Reference, x: F64, y: F64) -> tuple[F64, F64]:
+    return world_to_pixel(reference.wcs, *image.astrometry.wcs.all_pix2world(x, y, 0))
+
+
+def _count(pulls: F64) -> tuple[int, int, float]:
+    known = pulls[np.isfinite(pulls)]
+    return int((known > 5).sum()), len(known), float(known.max()) if len(known) else float("nan")
+
+
+def _pieces(image: ScienceImage, reference: Reference, left: NDArray[np.float32], trail: F64) -> F64:
+    """Light of a trail's pieces, 5 px wide, over its error."""
+    x1, y1, x2, y2, _ = trail
+    length = np.hypot(x2 - x1, y2 - y1)
+    t = np.arange(0, length) / length
+    px, py = x1 + t * (x2 - x1), y1 + t * (y2 - y1)
+    ny, nx = image.data.shape
+    inside = (px > 20) & (px < nx - 21) & (py > 20) & (py < ny - 21)
+    if inside.sum() < 2 * PIECE:
+        return np.zeros(0)
+    x, y = _there(image, reference, px[inside], py[inside])
+    ux, uy = np.gradient(x), np.gradient(y)
+    across = np.arange(-2, 3) / np.hypot(ux, uy)[:, None]
+    gx = np.rint(x[:, None] - uy[:, None] * across).astype(int)
+    gy = np.rint(y[:, None] + ux[:, None] * across).astype(int)
+    pieces = len(gx) // int(PIECE)
+    cut = np.s_[: pieces * int(PIECE)]
+    light = left[gy[cut], gx[cut]].reshape(pieces, -1).astype(float)
+    variance = reference.unc[gy[cut], gx[cut]].reshape(pieces, -1).astype(float) ** 2
+    return np.asarray(np.nansum(light, axis=1) / np.sqrt(np.nansum(variance, axis=1)))
+
+
+def measure(store: ProductStore, names: Sequence[str], sky: Sky, single: dict[str, float]) -> Measured:
+    """Build one reference twice, with and without what moves, and judge both."""
+    config = ReferenceConfig()
+    start = time.process_time()
+    reference = build_reference(Painted(store, names, moving=False), config)
+    cpu = time.process_time() - start
+    x, y = empty_places(sky, reference.wcs, reference.data.shape, 180)
+    flux, error = psf_fluxes(reference.data, reference.unc, reference.psf, x, y)
+    noise = spread(flux)
+    inverse = np.mean([single[name] ** -2 for name in names])
+    dirty_images = Painted(store, names, moving=True)
+    dirty = build_reference(dirty_images, config, (reference.wcs, reference.data.shape))
+    asteroids, trails = left_over(dirty, reference, dirty_images)
+    return Measured(
+        len(names), noise, float(inverse**-0.5), spread(flux / error), box_pulls(reference, sky),
+        float(reference.magzp - 2.5 * np.log10(5 * noise)), cpu, asteroids, trails,
+    )  # fmt: skip
+
+
+def subsets(names: Sequence[str], counts: Sequence[int]) -> Iterator[list[str]]:
+    """Exposures spread evenly over all of them, so that every subset has the same mix of nights."""
+    for n in counts:
+        if n <= len(names):
+            yield [names[i] for i in np.linspace(0, len(names) - 1, n).round().astype(int).tolist()]
+
+
+def rows_of(measured: Sequence[Measured], peak: float) -> list[Row]:
+    """The table."""
+    rows = []
+    for m in measured:
+        name = f"reference of {m.n}"
+        rows += [
+            Row(f"{name}: depth over sqrt(N)", "0.90 to 1.10", f"{m.gain:.3f}", 0.9 <= m.gain <= 1.1,
+                f"5 sigma at {m.maglim:.2f} mag; PSF fluxes at {PLACES} empty places"),
+            Row(f"{name}: scatter of PSF fluxes over prediction", "0.95 to 1.10", f"{m.psf_pull:.3f}",
+                0.95 <= m.psf_pull <= 1.1, "sums over squares of "
+                + ", ".join(f"{b} px {v:.2f}" for b, v in m.boxes.items())),
+            Row(f"{name}: asteroids above 5 sigma", "0", str(m.asteroids[0]), m.asteroids[0] == 0,
+                f"of {m.asteroids[1]}, worst {m.asteroids[2]:.1f} sigma"),
+            Row(f"{name}: pieces of trails above 5 sigma", "0", str(m.trails[0]), m.trails[0] == 0,
+                f"of {m.trails[1]} of {PIECE:.0f} px, worst {m.trails[2]:.1f} sigma"),
+            Row(f"{name}: time", "-", f"{m.cpu:.1f} core-s", None, f"{m.cpu / m.n:.2f} an exposure, reading included"),
+        ]  # fmt: skip
+    return [*rows, Row("peak memory", "-", f"{peak:.2f} GB", None, f"up to N = {max(m.n for m in measured)}")]
+
+
+def plot(measured: Sequence[Measured], path: Path) -> None:
+    """Depth against N, and the errors at all scales."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    n = np.array([m.n for m in measured], float)
+    left.loglog(n, [m.single / m.noise for m in measured], "o", label="measured")
+    line = np.geomspace(1, n.max(), 20)
+    left.loglog(line, np.sqrt(line), "-", lw=1, label="square root of N")
+    left.set(xlabel="exposures", ylabel="noise of one exposure over noise of the reference")
+    left.legend()
+    for m in measured:
+        right.semilogx(list(m.boxes), list(m.boxes.values()), "o-", ms=4, base=2, label=f"N = {m.n}")
+    right.axhline(1, color="k", lw=0.5)
+    right.set(xlabel="side of the square [px]", ylabel="scatter of sums over predicted error")
+    right.legend()
+    figure.savefig(path, dpi=90, metadata={"Software": None})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--field", default="normal")
+    parser.add_argument("--counts", default="5,10,20")
+    parser.add_argument("--exposures", type=int, default=20, help="reference exposures of the field")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    folder = args.out / args.field
+
+    def say(what: str) -> None:
+        print(what, file=sys.stderr, flush=True)
+
+    if not (folder / "store").is_dir():
+        simulate(folder, plan_of(args.field, references=args.exposures), say, args.workers)
+        raise SystemExit(f"make {folder}/store first: catalog import, calibration build")
+    names = science_names(folder, args.workers)
+    store, sky = ProductStore(str(folder / "references")), Sky(folder)
+    zeropoint = ReferenceConfig().zero_points[2]
+    single = {name: single_noise(read_science_product(store, name), sky, zeropoint) for name in names}
+    measured = []
+    for some in subsets(names, [int(n) for n in args.counts.split(",")]):
+        measured.append(measure(store, some, sky, single))
+        say(json.dumps(asdict(measured[-1])))
+    rows = rows_of(measured, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+    if args.plot:
+        plot(measured, args.plot)
+    if args.json:
+        for row in rows:
+            print(json.dumps(asdict(row)))
+    else:
+        print("| figure | asked | measured | |\n|---|---|---|---|")
+        for row in rows:
+            missed = " (missed)" if row.ok is False else ""
+            print(f"| {row.name} | {row.target} | {row.value}{missed} | {row.detail} |")
+    return 0 if all(row.ok is not False for row in rows) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
