@@ -161,7 +161,7 @@ def _draw_depth(r: Reference, epochs: Sequence[Row]) -> Figure:
         axes[0].plot(np.arange(1, len(depth) + 1), depth, ".-", label="expected of the inputs, deepest first")
     measured = r.qa.get("maglim")
     if measured is not None and measured == measured:
-        axes[0].plot([r.n_frames], [measured], "r*", ms=12, label="measured")
+        axes[0].plot([r.n_frames], [measured], "r*", ms=12, label="of the reference")
     axes[0].set(xlabel="exposures", ylabel="5-sigma limit [mag]")
     if axes[0].has_data():
         axes[0].legend()

@@ -159,8 +159,10 @@ def _broken_rules(epoch: Epoch, typical: float, config: EpochConfig) -> list[str
     rules = []
     if epoch.infobits:
         rules.append(f"INFOBITS {epoch.infobits}" + _cloudy(epoch))
-    if not config.jd_min <= epoch.jd <= config.jd_max and np.isfinite(epoch.jd):
-        rules.append(f"JD {epoch.jd:.3f} outside {config.jd_min:.3f}-{config.jd_max:.3f}")
+    if epoch.jd < config.jd_min:
+        rules.append(f"JD {epoch.jd:.3f} is before {config.jd_min:.3f}")
+    if epoch.jd > config.jd_max:
+        rules.append(f"JD {epoch.jd:.3f} is after {config.jd_max:.3f}")
     if not config.seeing_min <= epoch.seeing <= config.seeing_max:
         rules.append(f'seeing {epoch.seeing:.2f}" outside {config.seeing_min}-{config.seeing_max}"')
     maglim, magzp = epoch.maglim - 0.5 * epoch.lengthening, epoch.magzp - epoch.lengthening

@@ -15,7 +15,7 @@ from stream.core.flags import Mask
 from stream.core.identity import rfid_of
 from stream.core.records import Reference, ScienceImage
 from stream.core.resample import world_to_pixel
-from stream.reference import build_reference
+from stream.reference import build_reference, same_place
 from stream.reference.combine import InputNoise, combine
 from stream.subtract import subtract
 
@@ -341,3 +341,78 @@ def test_an_asteroid_that_photometry_took_for_a_star_goes(sky: tuple) -> None:  
         *images[1].astrometry.wcs.all_pix2world(*ASTEROID, 0), 0))  # fmt: skip
     left = (reference.data - truth_of(reference, sky))[y - 3 : y + 4, x - 3 : x + 4]
     assert abs(np.nanmean(left)) < 0.8 * np.nanmedian(reference.unc)
+
+
+def test_a_long_exposure_among_short_ones_counts_for_what_it_is(sky: tuple) -> None:  # type: ignore[type-arg]
+    """Ten times as long: it saturates at a tenth, and has the others' weight three times elsewhere."""
+    ra, dec, flux = sky
+    images = exposures(sky, 3)
+    psf = varying_psf(2.1, SHAPE, growth=0.05)
+    long = science_of(SHAPE, ra, dec, 10 * flux, sky_wcs(SHAPE, dx=2.2), psf, sky=3000.0, magzp=ZP + 2.5, jd=JD + 9)
+    reference = build_reference([*images, long])
+    # A tenth of the noise of ten times the sky, against three of about one: what inverse variances say.
+    short = [i.background.sigma * 10 ** (0.4 * (ZP - i.zeropoint.magzp)) for i in images]
+    expected = sum(s**-2 for s in [*short, long.background.sigma / 10]) ** -0.5
+    middle = reference.unc[200:400, 200:400]
+    assert np.median(middle) == pytest.approx(expected, rel=0.02)
+    assert np.median(middle) < 0.6 * min(short)
+    # Stars that only it saturated are not lost, and as bright as they are.
+    assert reference.saturate > 40_000
+    x, y = world_to_pixel(reference.wcs, ra, dec)
+    peak = flux * psf.stamp(256, 256).max()
+    inside = (np.minimum(x, y) > 90) & (np.maximum(x, y) < N + 40)
+    lost = inside & (10 * peak > 1.2 * long.saturate) & (peak < 40_000)
+    assert lost.sum() > 10
+    ratios = []
+    for xi, yi, fi in zip(x[lost], y[lost], flux[lost], strict=True):
+        assert reference.data[round(yi), round(xi)] < reference.saturate
+        k = int(np.argmin(np.hypot(reference.sources["x"] - xi, reference.sources["y"] - yi)))
+        if np.sort(np.hypot(x - xi, y - yi))[1] > 15:
+            ratios.append(reference.sources["flux"][k] / fi)
+    assert np.median(ratios) == pytest.approx(1, abs=0.01)
+    assert np.std(ratios) < 0.02
+    assert reference.qa["exptime"] == 120.0
+
+
+def test_a_reference_lies_on_the_pixels_of_the_one_before(sky: tuple, reference: Reference) -> None:  # type: ignore[type-arg]
+    images = exposures(sky, 2)
+    stacks = []
+
+    def empty(shape: tuple[int, ...]) -> NDArray[np.float32]:
+        stacks.append(shape)
+        return np.full(shape, 7, np.float32)
+
+    again = build_reference(images, grid=(reference.wcs, reference.data.shape), empty=empty)
+    assert stacks == [(2, *reference.data.shape)]
+    assert np.array_equal(again.wcs.wcs.crval, reference.wcs.wcs.crval)
+    bright = [r.sources[r.sources["snr"] > 200] for r in (reference, again)]
+    nearest = [np.hypot(bright[0]["x"] - s["x"], bright[0]["y"] - s["y"]).min() for s in bright[1]]
+    assert np.median(nearest) < 0.03
+    assert same_place((reference.wcs, reference.data.shape), images[0])
+    assert not same_place((reference.wcs, (N, N)), images[0])
+    elsewhere = dataclasses.replace(
+        images[0], astrometry=dataclasses.replace(images[0].astrometry, wcs=sky_wcs(SHAPE, dx=90.0))
+    )
+    assert not same_place((reference.wcs, reference.data.shape), elsewhere)
+
+
+@pytest.mark.parametrize("n", [5, 12])
+def test_a_faint_trail_goes_as_a_whole(n: int) -> None:
+    """Its brightest pixels are at 2.5 sigma of one input: no pixel tells it from noise, a piece of 40 px would be left
+    at 6 sigma of the mean of five."""
+    rng = np.random.default_rng(n)
+    stack = rng.normal(0, 1, (n, 160, 200)).astype(np.float32)
+    clean = combine(stack, InputNoise(np.ones(n), np.zeros(n)))
+    y = np.arange(160)[:, None]
+    trail = 2.5 * np.exp(-0.5 * ((y - 80 - 0.2 * (np.arange(200) - 100)) / 0.85) ** 2)
+    stack[1] += trail.astype(np.float32)
+    mean = combine(stack, InputNoise(np.ones(n), np.zeros(n)))
+    left = (mean.data - clean.data)[:, 20:180]
+    strip = trail[:, 20:180] > 0.1
+    pieces = np.array([left[:, k : k + 40][strip[:, k : k + 40]].sum() for k in range(0, 160, 40)])
+    error = np.sqrt(strip[:, :40].sum() / n)
+    assert np.abs(pieces / error).max() < 5
+    unclipped = trail[:, 20:60].sum() / n / error
+    assert np.mean(pieces / error) < 0.5 * unclipped or unclipped < 2
+    # And hardly anything else went.
+    assert (clean.coverage < n).mean() < 0.02
