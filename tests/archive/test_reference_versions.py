@@ -62,7 +62,7 @@ def test_versions_are_listed_and_an_old_one_comes_back(store: ProductStore) -> N
     again = store.read_reference(*WHERE)
     assert again is not None
     assert again.version == "v3"
-    with pytest.raises(UsageError, match="v1, v2|v2, v1"):
+    with pytest.raises(UsageError, match=r"v1, v2|v2, v1"):
         shelf.use(WHERE, "v9")
 
 
