@@ -7,8 +7,8 @@ Every reference exposure goes through the project's own science once, into ``DIR
 exposures hold neither satellites nor asteroids, so both are painted onto the calibrated images, with their photons,
 of every brightness, where nothing masks them: what keeps them out is the combination alone.
 
-- **depth**: PSF fluxes at places without any true source down to the faintest; their scatter against that of the
-  single exposures, measured alike, and the square root of N.
+- **depth**: PSF fluxes at places without any true source down to the faintest, halo or ghost; their scatter against
+  that of the single exposures, measured alike, and the square root of N.
 - **uncertainty**: the same fluxes over their predicted errors, and sums over squares of 1 to 32 px over theirs.
 - **what moves**: PSF flux at the asteroids' places and light in pieces of 40 px along the trails that the reference
   has and one of the same exposures without them has not, over their errors.
@@ -34,6 +34,7 @@ from ops.bench.fields import CCD, QID, plan_of, simulate
 from ops.bench.rows import Row
 from stream.archive import ProductStore, read_science_product, write_products
 from stream.core.camera import FULL, Camera
+from stream.core.flags import Mask
 from stream.core.identity import rcid_of
 from stream.core.psf import PsfModel
 from stream.core.records import Reference, ScienceImage
@@ -155,12 +156,14 @@ def paint_moving(image: ScienceImage, moving: Moving, seed: int) -> None:
 
 
 class Sky:
-    """Where the true sources of the field are."""
+    """Where the true sources of the field are, and the halos and ghosts of its brightest stars."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, images: Sequence[ScienceImage]) -> None:
         rows = read_truth(folder, "sources", rcid=RCID, role="ref", columns=["truth_id", "ra", "dec", "mag"])
         _, first = np.unique(rows["truth_id"], return_index=True)
         self.ra, self.dec, self.mag = (np.asarray(rows[name][first], float) for name in ("ra", "dec", "mag"))
+        lit = int(Mask.HALO | Mask.GHOST)
+        self._lit = [(image.astrometry.wcs, (image.mask & np.uint16(lit)) != 0) for image in images]
 
     def clear(self, wcs: object, x: F64, y: F64) -> NDArray[np.bool_]:
         """Which places are far enough from every source: bright ones reach further."""
@@ -171,6 +174,12 @@ class Sky:
             some = ok & (self.mag < brighter)
             if some.any():
                 out &= cKDTree(np.stack([sx[some], sy[some]], axis=1)).query(np.stack([x, y], axis=1))[0] > reach
+        ra, dec = wcs.all_pix2world(x, y, 0)  # type: ignore[attr-defined]
+        for own, lit in self._lit:
+            px, py = (np.nan_to_num(v, nan=-1.0) for v in world_to_pixel(own, ra, dec))
+            ix, iy = np.rint(px).astype(int), np.rint(py).astype(int)
+            inside = (ix >= 0) & (iy >= 0) & (ix < lit.shape[1]) & (iy < lit.shape[0])
+            out[inside] &= ~lit[iy[inside], ix[inside]]
         return out
 
 
@@ -388,7 +397,8 @@ def main() -> int:
         simulate(folder, plan_of(args.field, references=args.exposures), say, args.workers)
         raise SystemExit(f"make {folder}/store first: catalog import, calibration build")
     names = science_names(folder, args.workers)
-    store, sky = ProductStore(str(folder / "references")), Sky(folder)
+    store = ProductStore(str(folder / "references"))
+    sky = Sky(folder, [read_science_product(store, name) for name in names[:: max(1, len(names) // 3)]])
     zeropoint = ReferenceConfig().zero_points[2]
     single = {name: single_noise(read_science_product(store, name), sky, zeropoint) for name in names}
     measured = []

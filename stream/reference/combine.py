@@ -147,13 +147,17 @@ def _keep(block: F32, light: F32, noise: InputNoise, config: CombineConfig) -> N
     valid = np.isfinite(block)
     if len(block) == 1:
         return valid
-    centre = _median(block, valid.sum(axis=0))
+    count = valid.sum(axis=0)
+    centre = _median(block, count)
+    pair = count == 2
+    # Of two the median is the lower: the other is off it by the noise of both.
+    wider = np.where(pair, np.float32(np.sqrt(2)), np.float32(1))
     # The brightest neighbour counts: on a star's steep flank a change of seeing moves a pixel by its neighbour's light.
     signal = ndimage.maximum_filter(np.abs(centre + light), 3)
     # What may be noise of the median is no light that could change: allowed for, it would let every faint trail in.
-    # Of two the median is the lower, which is dark in the wings that only the blurred one has.
-    dark = _NO_LIGHT * _MEDIAN_NOISE * _typical_sky(noise) if len(block) > 2 else 0.0
-    lit = np.maximum(signal - np.float32(dark), np.float32(0))
+    # Of two the lower is dark in the wings that only the blurred one has.
+    dark = np.float32(_NO_LIGHT * _MEDIAN_NOISE * _typical_sky(noise))
+    lit = np.where(pair, signal, np.maximum(signal - dark, np.float32(0)))
     ringing = np.float32(_RINGING) * ndimage.maximum_filter(lit, _RINGING_REACH)
     shares = np.full(len(block), config.signal)
     if noise.seeing is not None:
@@ -162,21 +166,25 @@ def _keep(block: F32, light: F32, noise: InputNoise, config: CombineConfig) -> N
     for i, values in enumerate(block):
         allowed = np.maximum(np.float32(shares[i]) * lit, ringing)
         deviation = np.where(valid[i], values - centre, np.float32(0))
-        photon = np.float32(noise.photon[i])
-        sigma = np.sqrt(np.float32(noise.sky[i] ** 2) + photon * signal)
+        sigma = np.sqrt(np.float32(noise.sky[i] ** 2) + np.float32(noise.photon[i]) * signal) * wider
         keep[i] &= np.abs(deviation) <= np.float32(config.clip) * sigma + allowed
-        mean3 = ndimage.uniform_filter(deviation, 3)
-        sigma3 = np.float32(_MEAN3_NOISE) * np.sqrt(np.float32(noise.sky[i] ** 2) + photon * signal)
-        excess = np.abs(mean3) - allowed
-        faint = excess > np.float32(config.clip) * sigma3
-        if faint.any():
-            # Along a trail noise lifts some places above the limit and not others: what hangs together goes together.
-            faint = ndimage.binary_propagation(faint, _NEXT, excess > np.float32(config.hold) * sigma3)
-            keep[i] &= ~ndimage.binary_dilation(faint, _NEXT, iterations=2)
+        keep[i] &= ~_faint(deviation, np.float32(_MEAN3_NOISE) * sigma, allowed, config)
     # Where all were thrown out (they disagree with their own median) the plain mean is still the best guess.
     nothing = ~keep.any(axis=0)
     keep |= valid & nothing
     return keep
+
+
+def _faint(deviation: F32, sigma: F32, allowed: F32, config: CombineConfig) -> NDArray[np.bool_]:
+    """What stands out in 3 x 3 means only, of noise ``sigma``, and its surroundings."""
+    excess = np.abs(ndimage.uniform_filter(deviation, 3)) - allowed
+    faint: NDArray[np.bool_] = excess > np.float32(config.clip) * sigma
+    if not faint.any():
+        return faint
+    # Along a trail noise lifts some places above the limit and not others: what hangs together goes together.
+    faint = ndimage.binary_propagation(faint, _NEXT, excess > np.float32(config.hold) * sigma)
+    wide: NDArray[np.bool_] = ndimage.binary_dilation(faint, _NEXT, iterations=2)
+    return wide
 
 
 def _typical_sky(noise: InputNoise) -> float:
