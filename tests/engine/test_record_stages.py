@@ -10,9 +10,12 @@ import fastavro
 import numpy as np
 import pytest
 import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from services import dump, whole_state
 
 from stream.alert import (
+    LEDGER,
     StreakBatch,
     decode_batch,
     decode_tracklet,
@@ -22,12 +25,14 @@ from stream.alert import (
     encode_streaks,
     packet_problems,
     read_packet,
+    write_packet,
 )
 from stream.alert.synthetic import synthetic_batch
 from stream.core.errors import MessageError, StateLost
 from stream.core.identity import candid_of, expid_of, nid_of, night_of, pid_of, rid_of, version_digits
 from stream.core.records import QuadrantReport, Streak
 from stream.engine import ledger, metrics
+from stream.engine.alert_messages import MakeAlerts
 from stream.engine.kafka import REPORT, VERSION, RawMessage
 from stream.engine.stages import (
     RECORD_STAGES,
@@ -347,3 +352,80 @@ def test_streaks_of_public_exposures_are_passed_on_and_others_are_not(client):
     (read,) = fastavro.reader(io.BytesIO(out.value))
     assert (read["pid"], read["streaks"][0]["ra2"], read["streaks"][0]["score"]) == (7, 10.1, None)
     assert passed(programid=2) == passed(programid=3) == passed(streaks=[]) == []
+
+
+class Dying(redis.Redis):
+    """A connection whose process is killed before its ``left``-th command from now."""
+
+    left = 1_000_000
+
+    def execute_command(self, *args, **options):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt("killed")
+        return super().execute_command(*args, **options)
+
+    def pipeline(self, *args, **options):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt("killed")
+        return super().pipeline(*args, **options)
+
+
+@pytest.mark.services
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    order=st.permutations(range(5)),
+    deaths=st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=8),
+)
+def test_tracklets_survive_any_death_of_the_worker(client, redis_url, order, deaths):
+    """Killed between any two commands to Redis, or before what it made was confirmed; what it had in hand comes again,
+    sooner or later: exposures of several channels have no order of their own."""
+    client.flushdb()
+    waiting, held = list(order), {}
+    while waiting:
+        k = waiting.pop(0)
+        death, later = deaths.pop(0) if deaths else (None, False)
+        dying = Dying.from_url(redis_url.rsplit("/", 1)[0] + "/8")
+        dying.left = 1_000_000 if death is None else death
+        try:
+            outs = LinkStage(dying).handle(message("ztf.scored", encode_batch(moving(k))))
+        except KeyboardInterrupt:
+            outs = None
+        if outs is None or death is not None:  # what was not confirmed may be on the topic all the same, or not
+            waiting.insert(len(waiting) if later else 0, k)
+        if outs is not None and (death is None or later):
+            held |= {(out.topic, out.key): out.value for out in outs}
+    stage, night = LinkStage(client), night_of(moving(0).jd)
+    (tracklet,), (mover,) = stage.linked(night), stage.linked(night, 1)
+    assert len(tracklet.candids) == len(mover.candids) == 5
+    assert decode_tracklet(held["ztf.tracklets", str(tracklet.trackid).encode()]) == tracklet
+    (public,) = fastavro.reader(io.BytesIO(held["ztf.movers", str(mover.trackid).encode()]))
+    assert tuple(public["candids"]) == mover.candids
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("jump", [-86_400.0, -1.0, 0.25, 10 * 365.25 * 86_400.0])
+def test_a_clock_that_jumps_changes_nothing_but_the_ledger(client, jump):
+    """The machine's clock is wrong from ``enrich`` on: the packet's times are the camera's, so are its topics."""
+    right = 1601867000.0
+
+    def sent(now: float) -> list:
+        client.flushdb()
+        whole_state(client)
+        batch = fresh_batch(3)
+        scored = message("ztf.scored", encode_batch(batch), *ledger.encode({"scored": right}))
+        (enriched,) = EnrichStage(client, clock=lambda: now).handle(scored)
+        incoming = RawMessage(enriched.topic, 0, 0, enriched.key, enriched.value, enriched.headers)
+        return MakeAlerts(lambda *refused: pytest.fail(str(refused)), clock=lambda: now + 0.5)(incoming)
+
+    usual, jumped = sent(right + 1.0), sent(right + jump)
+    assert len(jumped) == len(usual) == 9  # on three topics each
+    for a, b in zip(usual, jumped, strict=True):
+        assert (a.topic, a.key, a.candid) == (b.topic, b.key, b.candid)
+        one, other = read_packet(a.value), read_packet(b.value)
+        times = [other["zsds"][name] for name in LEDGER if other["zsds"][name] is not None]
+        assert times == sorted(times), "no stage before the one that it follows"
+        for record in (one, other):
+            record["zsds"] |= dict.fromkeys(LEDGER)
+        assert write_packet(one) == write_packet(other)

@@ -140,6 +140,25 @@ def test_a_watched_folder_gives_each_packet_once(tmp_path: Path) -> None:
     assert seen == [(A, b"half and more"), (B, b"other"), (A, b"whole, and other")]
 
 
+def test_an_exposure_that_is_never_completed_holds_no_other_up(tmp_path: Path) -> None:
+    """A file that grows as long as anybody looks, a file that stays empty, and one that is cut off for good."""
+    grows, empty, whole = (A.replace("_c11_", f"_c{ccd:02d}_") for ccd in (2, 3, 4))
+    assert len({A, grows, empty, whole}) == 4
+
+    def act(k: int) -> None:
+        with (tmp_path / grows).open("ab") as file:
+            file.write(b"more")
+        if k == 0:
+            (tmp_path / empty).touch()
+            (tmp_path / A).write_bytes(b"cut off")
+        if k == 3:
+            (tmp_path / whole).write_bytes(b"whole")
+
+    stop = Script(*(lambda k=k: act(k) for k in range(9)))
+    # The one that was cut off is given when it has been quiet: reading it says what it lacks, and nobody waits for it.
+    assert [path.name for path in watch_folder(tmp_path, 1, 0, stop)] == [A, whole]
+
+
 def test_a_stopped_watch_ends_and_a_missing_folder_is_said(tmp_path: Path) -> None:
     for name in (A, B):
         (tmp_path / name).write_bytes(b"x")
