@@ -1,13 +1,13 @@
 """Faults by the hundred on a running system, and what it sent against a clean run: ``make torture N=1000 SEED=1``.
 
-``python ops/torture.py --faults N --seed S [--minutes M] [--folder DIR] [--out report.json]``
+``python ops/torture.py --faults N --seed S [--only KIND] [--minutes M] [--folder DIR] [--out report.json]``
 
 A small simulated night is prepared once in the folder. One of its science packets, a minute later each time and every
 sixth time hurt, is fed to a whole system (embedded broker and Redis, two quadrant workers and one of every other kind,
 ingest on a watched folder), while a fault strikes every one to three seconds. Then the same packets go through
 ``process``, which knows no broker, and the two are compared: alerts on every topic at both isolation levels, packets
 byte for byte but for the latency ledger, products byte for byte. The exit status is 1 if anything was lost, came twice
-or differs.
+or differs. ``--only "kill pixels" --faults 20 --pace 15 20`` measures how soon a killed quadrant worker is back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / room) for room in ("faults", "e2e"))]
 
-from harness import Packets, Struck, Torture, Verdict, fault_plan, judge, world_on  # noqa: E402
+from harness import WEIGHTS, Packets, Struck, Torture, Verdict, fault_plan, judge, world_on  # noqa: E402
 
 from stream.core.camera import SMALL  # noqa: E402
 from stream.engine import logs  # noqa: E402
@@ -84,6 +84,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=200, help="how many faults strike")
     parser.add_argument("--seed", type=int, default=1, help="of the faults and when they strike")
+    parser.add_argument("--only", choices=sorted(WEIGHTS), help="nothing but this kind of fault")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop striking after so long")
     parser.add_argument("--pace", type=float, nargs=2, default=(1.0, 3.0), help="seconds between faults, from to")
     parser.add_argument("--folder", type=Path, default=Path("run/torture"), help="where everything lives")
@@ -99,7 +100,7 @@ def main() -> int:
     started = time.monotonic()
     until = time.time() + 60.0 * options.minutes
     with world_on(run / "world", store, pixel_workers=2) as world:
-        plan = fault_plan(options.faults, options.seed)
+        plan = [options.only] * options.faults if options.only else fault_plan(options.faults, options.seed)
         torture = Torture(world, packets, plan, options.seed, pace=options.pace, until=until,
                           tell=lambda text: print(text, flush=True))  # fmt: skip
         restarts = torture.run()

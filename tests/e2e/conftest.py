@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +73,8 @@ def streamed(system: System) -> Streamed:
     client.flushall()
     wait(lambda: [sign["role"] for sign in living(client)].count("pixels") == 2)  # the next beat
     ingested.append(system.call("ingest", second, "--json"))
-    kills = [kill_in_the_middle(system, 1), kill_in_the_middle(system, 2)]
+    kills = [kill_in_the_middle(system, 1)]
+    kills.append(kill_in_the_middle(system, 2, kills[0].pids))
     system.until("the second exposure", lambda g: len(g.reports) == 8)
     pids = {report.pid for report in reports_of(system.gathered, second).values()}
     wait(lambda: counted(system, "ztf.scored", pids) >= 4)
@@ -110,7 +112,7 @@ def lagging(system: System) -> set[str]:
     }
 
 
-def kill_in_the_middle(system: System, beginning: int) -> Kill:
+def kill_in_the_middle(system: System, beginning: int, dead: Collection[int] = ()) -> Kill:
     """SIGKILL every quadrant worker as soon as one has begun a message for the ``beginning``-th time."""
     client = connect(system.settings)
     deadline = time.monotonic() + PATIENCE
@@ -118,16 +120,29 @@ def kill_in_the_middle(system: System, beginning: int) -> Kill:
         keys = sorted(client.scan_iter("attempt:ztf.raw-*", count=1000))
         begun = {k.decode(): int(v) for k, v in zip(keys, client.mget(keys) if keys else [], strict=True) if v}
         if any(count >= beginning for count in begun.values()):
-            killed = []
-            for sign in living(client):
-                if sign["role"] == "pixels":
-                    with suppress(ProcessLookupError):  # the last sign of one that has died and not come back yet
-                        os.kill(sign["pid"], signal.SIGKILL)
-                        killed.append(sign["pid"])
-            if killed:
-                return Kill(begun, killed)
+            return Kill(begun, kill_quadrant_workers(system, dead, deadline))
         time.sleep(0.002)
     raise AssertionError(f"no quadrant was begun for the {beginning}-th time")
+
+
+def kill_quadrant_workers(system: System, dead: Collection[int], deadline: float) -> list[int]:
+    """SIGKILL all of them: who is there stands still until the others are, so that no quadrant is finished meanwhile.
+
+    The last sign of life of one that is ``dead`` may still be there.
+    """
+    client, held = connect(system.settings), set[int]()
+    while len(held) < system.settings.pixel_workers:
+        assert time.monotonic() < deadline, f"only {len(held)} quadrant workers are there"
+        for sign in living(client):
+            pid = sign["pid"]
+            if sign["role"] == "pixels" and pid not in held and pid not in dead:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+                    held.add(pid)
+        time.sleep(0.005)
+    for pid in held:
+        os.kill(pid, signal.SIGKILL)
+    return sorted(held)
 
 
 @dataclass

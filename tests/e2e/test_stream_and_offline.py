@@ -92,12 +92,11 @@ def test_alerts_know_the_exposure_before(streamed, night):
 
 def test_nothing_is_lost_or_doubled_when_workers_are_killed(streamed, processed, night):
     first, second = streamed.kills
-    assert len(set(first.pids)) == 2
-    assert len(set(second.pids)) in (1, 2), "on a busy machine one may not have come back yet"
+    assert len(set(first.pids)) == len(set(second.pids)) == 2
     assert not set(first.pids) & set(second.pids)
     assert max(second.begun.values()) == 2, "the second kill met a quadrant that the first one had interrupted"
     told = streamed.system.log.read_text()
-    assert told.count('"status": -9') >= 2 + len(second.pids), tail(streamed.system.log)
+    assert told.count('"status": -9') >= 4, tail(streamed.system.log)
     alerts = Counter(p["candid"] for p in streamed_alerts(streamed.system, night))
     assert max(alerts.values()) == 1  # read uncommitted
     wanted = {line["pid"] for line in processed.lines}

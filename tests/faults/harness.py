@@ -128,14 +128,14 @@ class Packets:
 class World:
     """Broker, Redis, workers and a folder that ingest watches."""
 
-    def __init__(self, folder: Path, store: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, store: Path, camera: str = "small", **settings: Any) -> None:
         self.folder, self.inbox = folder, folder / "inbox"
         self.inbox.mkdir(parents=True)
         self.kafka, self.redis = EmbeddedKafka(folder), EmbeddedRedis(folder)
         self.redis.start()
         self.kafka.start()
         plain = load_settings(
-            environ={}, data_dir=folder, store=str(store), camera="small", log_format="json", redis_url=self.redis.url,
+            environ={}, data_dir=folder, store=str(store), camera=camera, log_format="json", redis_url=self.redis.url,
             metrics_port=-1,
             # `process` knows no overload: exposures have to come in their order to have its histories.
             overtake_public_seconds=1e6, **settings,

@@ -1,4 +1,4 @@
-"""A short fixed set of faults on a running system; ``ops/torture.py`` strikes a thousand, the broker among them."""
+"""A short fixed set of faults on a running system; ``ops/torture.py`` strikes a thousand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness import WEIGHTS, Packets, Torture, Verdict, fault_plan, judge, world
 
 SEED = 4
 FAULTS = [
-    "kill pixels", "kill emit", "redis kill", "kill enrich", "disk full", "redis flush", "kill link", "kill score",
+    "kill emit", "redis kill", "kill pixels", "broker kill", "kill enrich", "disk full", "redis flush", "kill score",
 ]  # fmt: skip
 
 
