@@ -30,6 +30,7 @@ from stream.photometry.saturated import (
     subtract_stars,
 )
 from stream.photometry.stamps import box_flags
+from stream.photometry.ubercal import Observations, RelativePhotometry, observations, solve_relative
 from stream.photometry.zeropoint import fit_zeropoint, match_calibrators
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
     "ApertureCorrections",
     "ForcedFlux",
     "GridPsf",
+    "Observations",
+    "RelativePhotometry",
     "Star",
     "add_stars",
     "aperture_corrections",
@@ -55,9 +58,11 @@ __all__ = [
     "match_calibrators",
     "measure_sources",
     "noise_area",
+    "observations",
     "photometric_infobits",
     "remove_rings",
     "saturated_stars",
+    "solve_relative",
     "subtract_stars",
     "window_fluxes",
     "with_sky_positions",

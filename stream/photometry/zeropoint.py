@@ -17,6 +17,7 @@ from scipy.spatial import cKDTree
 from stream.core.errors import PhotometryError
 from stream.core.flags import BAD_BITS, Mask
 from stream.core.records import Table, ZeroPoint, ZeroPointMap
+from stream.core.sphere import chord, unit_vectors
 from stream.core.zeropointmap import basis, terms
 
 F64 = NDArray[np.float64]
@@ -199,12 +200,12 @@ def _mutual(sources: Table, ps1: Table, rows: NDArray[np.intp]) -> tuple[NDArray
     there = np.flatnonzero(np.isfinite(sources["ra"]) & np.isfinite(sources["dec"]))
     if not len(rows) or not len(ps1):
         return empty, empty
-    a = _unit_vectors(sources["ra"][there], sources["dec"][there])
-    reach = 2 * np.sin(np.radians(MATCH_RADIUS / 3600) / 2)
+    a = unit_vectors(sources["ra"][there], sources["dec"][there])
+    reach = chord(MATCH_RADIUS)
     # The catalogue's cone is more than twice the image: what lies outside is nobody's nearest within the radius.
     dec, margin = sources["dec"][there], MATCH_RADIUS / 3600
     near = np.flatnonzero((ps1["decMean"] > dec.min() - margin) & (ps1["decMean"] < dec.max() + margin))
-    b = _unit_vectors(ps1["raMean"][near], ps1["decMean"][near])
+    b = unit_vectors(ps1["raMean"][near], ps1["decMean"][near])
     inside = np.flatnonzero(((b >= a.min(axis=0) - reach) & (b <= a.max(axis=0) + reach)).all(axis=1))
     near, b = near[inside], b[inside]
     if not len(near):
@@ -217,11 +218,6 @@ def _mutual(sources: Table, ps1: Table, rows: NDArray[np.intp]) -> tuple[NDArray
     _, back = own.query(b[nearest[some]], distance_upper_bound=reach)
     mutual = some[back == at[some]]
     return rows[mutual], near[nearest[mutual]]
-
-
-def _unit_vectors(ra: F64, dec: F64) -> F64:
-    a, d = np.radians(np.asarray(ra, float)), np.radians(np.asarray(dec, float))
-    return np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], axis=1)
 
 
 def _design(stars: Calibrators, surface: F64, fit: Fit, degree: int) -> F64:
