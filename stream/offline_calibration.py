@@ -12,23 +12,31 @@ from pathlib import Path
 
 import numpy as np
 
-from stream.archive.shelf import CalibrationShelf, product_path
+from stream.archive import ProductStore
+from stream.archive.paths import parse_science_name
+from stream.archive.products import read_calibration_sources, read_quality_record, science_files
+from stream.archive.shelf import CalibrationShelf, product_path, version_of
 from stream.calibrate import calibrate
 from stream.calibrate.crosstalk import CrosstalkSample, sample_crosstalk
 from stream.calibrate.frames import build_night
 from stream.calibrate.fringe import FringeSample, build_fringe, fringe_sample
 from stream.calibrate.shutter import build_shutter
 from stream.calibrate.skyflat import SkySample, build_loflat, sky_sample
+from stream.calibrate.starflat import StarSample, build_starflat
 from stream.calibrate.transfer import build_instrument, measure_channel, raw_histogram
 from stream.core.camera import Camera
-from stream.core.errors import PacketError, Permanent, UsageError
-from stream.core.records import CalibratedImage, CalibrationFrame, PixelMask, RawQuadrant
+from stream.core.errors import CalibrationError, PacketError, Permanent, UsageError
+from stream.core.records import CalibratedImage, CalibrationFrame, Exposure, PixelMask, RawQuadrant
+from stream.core.sphere import unit_vectors
 from stream.ingest import read_packet, read_quadrant
 from stream.offline import Built, Job, PacketHead, Progress, own_task, packet_heads, parallel, quiet, raw_of
+from stream.photometry import CLEAR, calibrator_residuals
 
 NIGHTLY = ("bias", "dark", "flat")
 # Frames of a channel that photon transfer asks for: more pairs of nine million pixels tell nothing new.
 MAX_TRANSFER_FRAMES = 6
+# Exposures of a channel and filter that a star flat looks at, the newest: PS1's errors are averaged by then.
+MAX_STAR_EXPOSURES = 400
 
 Unit = tuple[int, int, tuple[PacketHead, ...], Camera]  # CCD, quadrant, packets
 
@@ -169,6 +177,80 @@ def _build_fringe(unit: Unit) -> list[Built]:
         return build_fringe(samples)
 
     return _build_sky(unit, "fringe", build)
+
+
+def build_starflats(
+    job: Job, workers: int, progress: Progress = quiet, *, rcid: int | None = None, fid: int | None = None
+) -> list[Built]:
+    """Star flats of every channel and filter (or one) from the PSF catalogues of the store's science images.
+
+    Of each channel and filter the newest exposures count that were reduced with the same low-frequency flat as the
+    newest of all.
+
+    Raises
+    ------
+    UsageError
+        There is no science image in the store.
+    """
+    groups: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for name, _ in science_files(ProductStore(job.store), "_psfcat.fits"):
+        try:
+            parts = parse_science_name(name)
+        except UsageError:  # somebody else's file in our tree
+            continue
+        if rcid in (None, parts.rcid) and fid in (None, parts.fid):
+            groups[parts.rcid, parts.fid].append(name)
+    if not groups:
+        raise UsageError(f"no science image in {job.store}: run `ztf-stream process` on exposures first")
+    units = [(*key, tuple(names[-MAX_STAR_EXPOSURES:]), job.camera) for key, names in sorted(groups.items())]
+    built = []
+    for done, one in enumerate(parallel(_build_starflat, units, job, workers), 1):
+        built.append(one)
+        progress(done, len(units), "star flats")
+    return built
+
+
+def _build_starflat(unit: tuple[int, int, tuple[str, ...], Camera]) -> Built:
+    rcid, fid, names, camera = unit
+    store = own_task().store
+    night = names[-1][4:12]
+    try:
+        samples = [sample for name in names if (sample := _star_sample(store, name)) is not None]
+        wanted = samples[-1].loflat if samples else ""
+        found = version_of(wanted)
+        version = CalibrationShelf(store).version(*found) if found is not None else None
+        base = CalibrationShelf(store).read(version) if version is not None else None
+        if wanted and not isinstance(base, CalibrationFrame):
+            raise CalibrationError(f"the low-frequency flat {wanted} of the newest exposures is gone from the store")
+        frame = build_starflat(samples, base if isinstance(base, CalibrationFrame) else None, (camera.ny, camera.nx))
+    except Permanent as error:
+        return Built("loflat", 0, rcid, fid, night, len(names), {}, str(error))
+    store.write_calibration(frame)
+    return _built(frame)
+
+
+def _star_sample(store: ProductStore, name: str) -> StarSample | None:
+    """The calibrators of a stored image; None where it was cloudy or has none."""
+    report = read_quality_record(store, name)
+    if report.cloud not in (None, CLEAR) or not report.corners:
+        return None
+    sources, zeropoint = read_calibration_sources(store, name)
+    ra, dec, radius = _cone(report.corners)
+    columns = calibrator_residuals(sources, own_task().inputs.ps1(ra, dec, radius), report.fid, zeropoint)
+    exposure = Exposure(
+        name.rsplit("_q", 1)[0], "object", report.field, report.fid, report.ccdid, report.programid, report.jd,
+        report.jd_mid, report.exptime, ra, dec,
+    )  # fmt: skip
+    return StarSample(exposure, report.rcid, *columns, calids=tuple(report.calids))
+
+
+def _cone(corners: Sequence[float]) -> tuple[float, float, float]:
+    """Centre and radius (deg) of the cone around an image's corners."""
+    vectors = unit_vectors(corners[0::2], corners[1::2])
+    middle = vectors.sum(axis=0)
+    middle /= np.linalg.norm(middle)
+    ra, dec = np.degrees(np.arctan2(middle[1], middle[0])) % 360, np.degrees(np.arcsin(middle[2]))
+    return float(ra), float(dec), float(np.degrees(np.arccos(np.clip(vectors @ middle, -1, 1)).max()))
 
 
 def _build_shutter(unit: Unit) -> list[Built]:

@@ -97,16 +97,17 @@ _FROM_PSF = ("sourceid", "ra", "dec", "flux", "sigflux", "snr", "chi", "sharp", 
 _FROM_APERTURE = {"apflux": "ap_flux", "sigapflux": "ap_err", "fwhm": "fwhm", "a": "a", "b": "b", "theta": "theta"}
 
 
-def sources_of(psf: Table, aperture: Table) -> Table:
-    """The sources (``SOURCE_DTYPE``) from the two catalogues of one image."""
-    if len(psf) != len(aperture) or np.any(psf["sourceid"] != aperture["sourceid"]):
+def sources_of(psf: Table, aperture: Table | None = None) -> Table:
+    """The sources (``SOURCE_DTYPE``) from the two catalogues of one image; without the second, apertures are zero."""
+    if aperture is not None and (len(psf) != len(aperture) or np.any(psf["sourceid"] != aperture["sourceid"])):
         raise MessageError("the PSF and aperture catalogues are not of the same sources")
     out = np.zeros(len(psf), SOURCE_DTYPE)
     out["x"], out["y"] = psf["xpos"] - 1.0, psf["ypos"] - 1.0
     for name in _FROM_PSF:
         out[name] = psf[name]
-    for column, name in _FROM_APERTURE.items():
-        out[name] = aperture[column]
+    if aperture is not None:
+        for column, name in _FROM_APERTURE.items():
+            out[name] = aperture[column]
     return out
 
 

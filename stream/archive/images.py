@@ -235,7 +235,7 @@ def decode_science(files: Mapping[str, bytes]) -> ScienceImage:
                 h.get("ASTRLOGP", nan),
                 chi_square=h.get("ASTCHI2", nan),
             ),
-            zeropoint=_zeropoint(h),
+            zeropoint=zeropoint_of(h),
             sources=catalogs.sources_of(tables[catalogs.PSF_CATALOG].image(), aperture.image()),
             maglim=h.get("MAGLIM", nan),
             infobits=h["INFOBITS"],
@@ -255,7 +255,7 @@ _FIT_CARDS = ("MAGZP", "MAGZPUNC", "MAGZPRMS", "CLRCOEFF", "CLRCOUNC", "ZPCLRCOV
 _MEDIAN_CARDS = ("ZPMED", "ZPAVG", "CLRMED", "CLRAVG", "CLRRMS")
 
 
-def _zeropoint(h: fits.Header) -> ZeroPoint:
+def zeropoint_of(h: fits.Header) -> ZeroPoint:
     """The zero point of a science product's header; NaN where a card is missing."""
     fit = {key.lower(): h.get(key, float("nan")) for key in _FIT_CARDS}
     medians = {key.lower(): h.get(key, float("nan")) for key in _MEDIAN_CARDS}

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from stream.archive import catalogs, fitsio
 from stream.archive.frames import as_unsigned
-from stream.archive.images import decode_science, encode_result
+from stream.archive.images import decode_science, encode_result, zeropoint_of
 from stream.archive.paths import parse_science_name, science_path
 from stream.archive.store import ProductStore
-from stream.core.errors import UsageError
-from stream.core.records import U16, QuadrantReport, QuadrantResult, ScienceImage
+from stream.core.errors import MessageError, UsageError
+from stream.core.records import U16, QuadrantReport, QuadrantResult, ScienceImage, Table, ZeroPoint
 
 _IMAGE = "_sciimg.fits.fz"
 _SCIENCE_FILES = ("sciimg.fits.fz", "mskimg.fits.fz", "psfcat.fits", "sexcat.fits")
@@ -40,6 +40,22 @@ def read_science_product(store: ProductStore, name: str) -> ScienceImage:
 def read_mask(store: ProductStore, name: str) -> U16:
     """The mask image of a quadrant's base name, (ny, nx) uint16 bits; ``UsageError`` where the store has none."""
     return as_unsigned(fitsio.read_hdus(store.read(science_path(name, "mskimg.fits.fz")))[1].image())
+
+
+def read_calibration_sources(store: ProductStore, name: str) -> tuple[Table, ZeroPoint]:
+    """Sources (without apertures) and zero point of a quadrant's base name, from its PSF catalogue alone.
+
+    Raises
+    ------
+    UsageError, MessageError
+        The store has none; it is none of ours.
+    """
+    hdus = catalogs.by_name(store.read(science_path(name, "psfcat.fits")))
+    try:
+        extension = hdus[catalogs.PSF_CATALOG]
+        return catalogs.sources_of(extension.image()), zeropoint_of(extension.header)
+    except KeyError as error:
+        raise MessageError(f"{name}: not a PSF catalogue of ours: {error}") from error
 
 
 def read_quality_record(store: ProductStore, name: str) -> QuadrantReport:

@@ -17,6 +17,7 @@ from stream.core.identity import FILTER_CODES
 
 if TYPE_CHECKING:
     from stream.archive.shelf import CalibrationShelf, Decision, Version
+    from stream.core.errors import PacketError
 
 app = typer.Typer(no_args_is_help=True, help="Bias, flats, pixel masks and what is measured about the camera.")
 
@@ -34,6 +35,10 @@ def build(
     loflat: Annotated[bool, typer.Option("--loflat", help="Low-frequency flat from exposures on sky.")] = False,
     fringe: Annotated[bool, typer.Option("--fringe", help="Fringe frame from exposures in i.")] = False,
     shutter: Annotated[bool, typer.Option("--shutter", help="Shutter map from short and long flats.")] = False,
+    starflat: Annotated[
+        bool, typer.Option("--starflat", help="Low-frequency flat corrected by the calibrators of the store's images.")
+    ] = False,
+    rcid: Rcid = None,
     store: Store = None,
     camera: CameraName = None,
     workers: Workers = None,
@@ -44,16 +49,26 @@ def build(
     With `--loflat` or `--fringe` exposures on sky (`o` packets, of one or more nights) make a low-frequency flat or a
     fringe frame, with `--shutter` flats of two exposure times the shutter's map; these are calibrated with the store's
     bias and flats first.
+
+    With `--starflat` no packets are named: what Pan-STARRS1 says of the stars in the store's science images, by
+    detector position, corrects the low-frequency flat that they were reduced with; later nights use it. `--rcid` does
+    one channel.
     """
     from stream.cli.common import progress_bar
-    from stream.offline_calibration import build_calibrations, build_skies
+    from stream.offline_calibration import build_calibrations, build_skies, build_starflats
 
-    chosen = [kind for kind, on in (("loflat", loflat), ("fringe", fringe), ("shutter", shutter)) if on]
+    kinds = (("loflat", loflat), ("fringe", fringe), ("shutter", shutter), ("starflat", starflat))
+    chosen = [kind for kind, on in kinds if on]
     if len(chosen) > 1:
         raise UsageError(f"one of {', '.join('--' + kind for kind in chosen)} at a time")
+    if starflat and raw:
+        raise UsageError("--starflat reads the store's science images: name no packets")
     paths, job, count = prepare(raw, store, camera, workers)
+    errors: list[PacketError] = []
     with progress_bar() as report:
-        if chosen:
+        if starflat:
+            built = build_starflats(job, count, report, rcid=rcid)
+        elif chosen:
             built, errors = build_skies(paths, chosen[0], job, count, report)
         else:
             built, errors = build_calibrations(paths, job, count, report)

@@ -31,7 +31,7 @@ from stream.photometry.saturated import (
 )
 from stream.photometry.stamps import box_flags
 from stream.photometry.ubercal import Observations, RelativePhotometry, observations, solve_relative
-from stream.photometry.zeropoint import fit_zeropoint, match_calibrators
+from stream.photometry.zeropoint import calibrator_residuals, fit_zeropoint, match_calibrators
 
 __all__ = [
     "CLEAR",
@@ -46,6 +46,7 @@ __all__ = [
     "box_flags",
     "bright_stars",
     "build_psf",
+    "calibrator_residuals",
     "catalog_maglim",
     "cloud_verdict",
     "detect",

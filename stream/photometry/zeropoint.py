@@ -192,6 +192,15 @@ def match_calibrators(sources: Table, ps1: Table, fid: int) -> Calibrators:
     return Calibrators(mag[j] + 2.5 * np.log10(flux), total, colour[j], i, j)
 
 
+def calibrator_residuals(sources: Table, ps1: Table, fid: int, zeropoint: ZeroPoint) -> tuple[F64, F64, F64, F64]:
+    """Places (px), measured minus catalogue magnitude on the zero point without its map, and errors (mag) of an
+    image's calibrators, (n,) each: what a star flat is made of."""
+    stars = match_calibrators(sources, ps1, fid)
+    residual = zeropoint.magzp + zeropoint.clrcoeff * stars.colour - stars.difference
+    row = sources[stars.source]
+    return row["x"].astype(float), row["y"].astype(float), residual, np.hypot(stars.error, USUAL_SCATTER)
+
+
 def _mutual(sources: Table, ps1: Table, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Of those rows of the sources, the ones that are each other's nearest with one of the catalogue, within the
     radius. As neighbours all sources and the whole catalogue count: a star beside a galaxy must not be matched with
