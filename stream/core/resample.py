@@ -19,8 +19,8 @@ which cost next to nothing here. Its support is finite (10 x 10 px; a spline's p
 its row), and its weights, normalised to sum 1 at each phase, conserve a constant exactly.
 
 **Speed.** Two images of one field differ by a shift, a small rotation and a slow distortion. In a tile of 64 px
-the map is then separable but for a few hundredths of a pixel, so the tile is two small matrix products (along x,
-then along y, as Catmull & Smith 1980) with three kernels each: the kernel at the tile's mean position and its
+the map is then a shift but for a few hundredths of a pixel, so the tile is two small matrix products (along x,
+then along y, as Catmull & Smith 1980) with two or three kernels each: that of the tile's mean shift and its
 first and second difference, between which every pixel interpolates to its true place. A whole quadrant takes less
 time than ``scipy.ndimage.map_coordinates`` with a cubic spline, at 100 taps instead of 16. Maps that turn by more (over
 one degree) go the general way, pixel by pixel, which is slow.
@@ -28,12 +28,14 @@ one degree) go the general way, pixel by pixel, which is slow.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
-from scipy.interpolate import make_interp_spline
+from scipy.interpolate import RectBivariateSpline, make_interp_spline
 
 F32 = NDArray[np.float32]
 
@@ -41,7 +43,8 @@ LOBES = 5  # of the Lanczos kernel
 TAPS = 2 * LOBES
 BEFORE = LOBES - 1  # taps before the pixel at or below the place
 _PHASES = 8192  # phases tabulated per pixel: a rounding of 6e-5 px, far below any registration error
-_MAX_BEND = 0.085  # px: largest departure from a separable map inside a tile that the quadratic is trusted with
+_MAX_BEND = 0.12  # px: largest departure from a separable map inside a tile that the quadratic is trusted with
+_LINEAR_BEND = 0.04  # px: up to here a straight line will do, within 1e-3 of a star's peak
 _TILES = (64, 32, 16, 8)
 _BLOCK_ROWS = 64  # rows at a time: what is made on the way stays in the processor's cache
 
@@ -53,41 +56,84 @@ def _spline_matrix(n: int, knots: NDArray[np.float64]) -> NDArray[np.float64]:
     return matrix
 
 
-def pixel_map(target_wcs: WCS, target_shape: tuple[int, int], source_wcs: WCS, step: int = 48) -> tuple[F32, F32]:
-    """Where each pixel of the target image lies in the source image.
+@dataclass(frozen=True, slots=True)
+class PixelMap:
+    """Where the pixels of a target image lie in a source image, on a coarse grid.
 
-    Parameters
-    ----------
-    target_wcs, source_wcs : astropy.wcs.WCS
-        Celestial, any projection and distortion that astropy knows (TAN, TPV, SIP).
-    target_shape : (ny, nx)
-    step : int
-        Spacing (px) of the grid that goes through the WCS; 48 keeps a fourth-degree distortion of 3" at the
-        corners to 1e-4 px.
-
-    Returns
-    -------
-    map_y, map_x : ndarray, (ny, nx), float32
-        Source pixel (first is 0) of each target pixel, within 1e-3 px. NaN everywhere if the source projection
-        does not reach the target (the other side of the sky).
+    ``shift_y``, ``shift_x`` (n_y, n_x) float64 px: source minus target place at the crossings of the rows ``ys`` and
+    the columns ``xs`` of the target, which has ``shape``; cubic splines in between. NaN: the source projection does not
+    reach the target.
     """
-    ny, nx = target_shape
-    gy = np.linspace(0, ny - 1, max(4, round((ny - 1) / step) + 1))
-    gx = np.linspace(0, nx - 1, max(4, round((nx - 1) / step) + 1))
-    xx, yy = np.meshgrid(gx, gy)
-    ra, dec = target_wcs.all_pix2world(xx.ravel(), yy.ravel(), 0)
-    sx, sy = (np.reshape(v, xx.shape) for v in world_to_pixel(source_wcs, ra, dec))
-    if not (np.isfinite(sx).all() and np.isfinite(sy).all()):
-        nowhere = np.full(target_shape, np.nan, np.float32)
-        return nowhere, nowhere.copy()
-    my, mx = _spline_matrix(ny, gy), _spline_matrix(nx, gx)
-    # The displacement is splined, in float32 about its mean: the product stays exact to 1e-5 px and fast.
-    return _upsample(sy - yy, my, mx, np.arange(ny)[:, None]), _upsample(sx - xx, my, mx, np.arange(nx)[None, :])
+
+    ys: NDArray[np.float64]
+    xs: NDArray[np.float64]
+    shift_y: NDArray[np.float64]
+    shift_x: NDArray[np.float64]
+    shape: tuple[int, int]
+
+    @classmethod
+    def between(cls, target_wcs: WCS, target_shape: tuple[int, int], source_wcs: WCS, step: int = 48) -> PixelMap:
+        """The map that two WCS say.
+
+        Parameters
+        ----------
+        target_wcs, source_wcs : astropy.wcs.WCS
+            Celestial, any projection and distortion that astropy knows (TAN, TPV, SIP).
+        target_shape : (ny, nx)
+        step : int
+            Spacing (px) of the grid; 48 keeps a fourth-degree distortion of 3" at the corners to 1e-4 px.
+        """
+        ny, nx = target_shape
+        ys = np.linspace(0, ny - 1, max(4, round((ny - 1) / step) + 1))
+        xs = np.linspace(0, nx - 1, max(4, round((nx - 1) / step) + 1))
+        xx, yy = np.meshgrid(xs, ys)
+        ra, dec = target_wcs.all_pix2world(xx.ravel(), yy.ravel(), 0)
+        sx, sy = (np.reshape(v, xx.shape) for v in world_to_pixel(source_wcs, ra, dec))
+        return cls(ys, xs, sy - yy, sx - xx, (ny, nx))
+
+    @property
+    def reaches(self) -> bool:
+        """Whether every place is known."""
+        return bool(np.isfinite(self.shift_y).all() and np.isfinite(self.shift_x).all())
+
+    def at(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Source places (x, y) of target places (n,), beyond the image by the outermost cells' cubics."""
+        x, y = np.atleast_1d(np.asarray(x, float)), np.atleast_1d(np.asarray(y, float))
+        if not self.reaches:
+            return np.full(x.shape, np.nan), np.full(x.shape, np.nan)
+        degrees = {"kx": min(3, len(self.xs) - 1), "ky": min(3, len(self.ys) - 1)}
+        moved = [
+            place + RectBivariateSpline(self.ys, self.xs, shift, kx=degrees["ky"], ky=degrees["kx"]).ev(y, x)
+            for place, shift in ((x, self.shift_x), (y, self.shift_y))
+        ]
+        return moved[0], moved[1]
+
+    def moved(self, dx: NDArray[np.float64], dy: NDArray[np.float64]) -> PixelMap:
+        """The map with ``dx``, ``dy`` (n_y, n_x) px added to the source places of its grid."""
+        return replace(self, shift_y=self.shift_y + dy, shift_x=self.shift_x + dx)
+
+    def full(self) -> tuple[F32, F32]:
+        """``map_y, map_x``: the source place of every target pixel, float32, within 1e-3 px."""
+        ny, nx = self.shape
+        if not self.reaches:
+            nowhere = np.full(self.shape, np.nan, np.float32)
+            return nowhere, nowhere.copy()
+        my, mx = _spline_matrix(ny, self.ys), _spline_matrix(nx, self.xs)
+        return (
+            _upsample(self.shift_y, my, mx, np.arange(ny)[:, None]),
+            _upsample(self.shift_x, my, mx, np.arange(nx)[None, :]),
+        )
+
+
+def pixel_map(target_wcs: WCS, target_shape: tuple[int, int], source_wcs: WCS, step: int = 48) -> tuple[F32, F32]:
+    """Source pixel (first is 0) of each target pixel, ``map_y, map_x`` (ny, nx) float32: ``PixelMap`` in full."""
+    return PixelMap.between(target_wcs, target_shape, source_wcs, step).full()
 
 
 def _upsample(
     shift: NDArray[np.float64], my: NDArray[np.float64], mx: NDArray[np.float64], index: NDArray[np.intp]
 ) -> F32:
+    # The displacement is splined, in float32 about its mean: the product stays exact to 1e-5 px and fast.
     mean = float(shift.mean())
     left = (my @ (shift - mean)).astype(np.float32)
     fine: F32 = left @ mx.T.astype(np.float32)
@@ -178,18 +224,20 @@ def resample(
     bad = np.isnan(image)
     if invalid is not None:
         bad |= invalid
-    any_bad = bool(bad.any())
-    source = _bridge(image, bad) if any_bad else image
-    tile, bend = _tile_for(map_y, map_x)
-    if tile:
-        out = _resample_tiled(source, map_y, map_x, tile, bend, conserve_flux)
+    return resample_bridged(bridged(image, bad), bad, map_y, map_x, conserve_flux=conserve_flux)
+
+
+def resample_bridged(source: F32, bad: NDArray[np.bool_], map_y: F32, map_x: F32, *, conserve_flux: bool = True) -> F32:
+    """``resample`` of an image whose ``bad`` pixels were filled by ``bridged`` before."""
+    tiling = _tile_for(map_y, map_x)
+    if tiling.side:
+        out = _resample_tiled(source, map_y, map_x, tiling, conserve_flux)
     else:
         out = _resample_general(source, map_y, map_x)
         if conserve_flux:
             out *= _area_ratio(map_y, map_x)
-    _blank_outside(out, image.shape, map_y, map_x)
-    if any_bad:
-        _blank_bad(out, bad, map_y, map_x)
+    _blank_outside(out, source.shape, map_y, map_x)
+    _blank_bad(out, bad, map_y, map_x)
     return out
 
 
@@ -222,6 +270,39 @@ def resample_nearest(image: NDArray[np.generic], map_y: F32, map_x: F32, fill: f
     return out
 
 
+def flags_on(flags: NDArray[np.bool_], map_y: F32, map_x: F32) -> NDArray[np.bool_]:
+    """``resample_nearest`` of flags that are rarely set; False outside the source."""
+    out = np.zeros(map_y.shape, bool)
+    if flags.any():
+        for block in _blocks_with(flags, map_y, map_x):
+            out[block] = resample_nearest(flags, map_y[block], map_x[block], 0)
+    return out
+
+
+def resample_smooth(image: F32, map_y: F32, map_x: F32, fill: float) -> F32:
+    """An image that varies slowly (a noise level) on the target grid, block by block without interpolation.
+
+    Off by up to a pixel; ``fill`` where a block reaches beyond the source. Maps that turn go pixel by pixel.
+    """
+    tiling = _tile_for(map_y, map_x)
+    if not tiling.side:
+        return np.asarray(resample_nearest(image, map_y, map_x, fill), np.float32)
+    ny, nx = image.shape
+    out = np.full(map_y.shape, fill, np.float32)
+    side = tiling.side
+    for y in range(0, map_y.shape[0], side):
+        for x in range(0, map_y.shape[1], side):
+            target = out[y : y + side, x : x + side]
+            h, w = target.shape
+            # The middle of the block decides for all of it.
+            sy = round(float(map_y[y + h // 2, x + w // 2])) - h // 2
+            sx = round(float(map_x[y + h // 2, x + w // 2])) - w // 2
+            y0, y1, x0, x1 = max(sy, 0), min(sy + h, ny), max(sx, 0), min(sx + w, nx)
+            if y0 < y1 and x0 < x1:
+                target[y0 - sy : y1 - sy, x0 - sx : x1 - sx] = image[y0:y1, x0:x1]
+    return out
+
+
 def _outside(shape: tuple[int, ...], map_y: F32, map_x: F32) -> NDArray[np.bool_]:
     """Places beyond the outer edge of the outermost pixels (NaN places too)."""
     ny, nx = shape
@@ -243,21 +324,50 @@ def _blank_outside(out: F32, shape: tuple[int, ...], map_y: F32, map_x: F32) -> 
 
 def _blank_bad(out: F32, bad: NDArray[np.bool_], map_y: F32, map_x: F32) -> None:
     """NaN where one of the four source pixels around a place is bad."""
+    if not bad.any():
+        return
     touched = bad.copy()  # touched[y, x]: any of the pixels (y..y+1, x..x+1)
     touched[:, :-1] |= bad[:, 1:]
     touched[:-1] |= touched[1:].copy()
     ny, nx = bad.shape
     flat = touched.reshape(-1)
-    for start in range(0, len(out), _BLOCK_ROWS):
-        rows = slice(start, start + _BLOCK_ROWS)
+    for block in _blocks_with(touched, map_y, map_x):
         # A NaN place is outside and NaN already, whatever pixel it is taken for.
-        my, mx = np.clip(map_y[rows], 0, ny - 1), np.clip(map_x[rows], 0, nx - 1)
+        my, mx = np.clip(map_y[block], 0, ny - 1), np.clip(map_x[block], 0, nx - 1)
         np.copyto(my, 0, where=np.isnan(my))
         np.copyto(mx, 0, where=np.isnan(mx))
         iy, ix = my.astype(np.int32), mx.astype(np.int32)
         iy *= nx
         iy += ix
-        np.copyto(out[rows], np.float32(np.nan), where=np.take(flat, iy))
+        np.copyto(out[block], np.float32(np.nan), where=np.take(flat, iy))
+
+
+def _blocks_with(flags: NDArray[np.bool_], map_y: F32, map_x: F32, side: int = 64) -> Iterator[tuple[slice, slice]]:
+    """Blocks of the target in whose surroundings in the source any flag is set (a map's extremes lie on its border)."""
+    ny, nx = map_y.shape
+    cell = 32
+    rows = np.logical_or.reduceat(flags, np.arange(0, flags.shape[0], cell), axis=0)
+    coarse = np.logical_or.reduceat(rows, np.arange(0, flags.shape[1], cell), axis=1)
+    last_y, last_x = coarse.shape[0] - 1, coarse.shape[1] - 1
+    for y in range(0, ny, side):
+        for x in range(0, nx, side):
+            block = slice(y, y + side), slice(x, x + side)
+            bounds = []
+            for source, last in ((map_y, last_y), (map_x, last_x)):
+                b = source[block]
+                corners = float(b[0, 0]), float(b[0, -1]), float(b[-1, 0]), float(b[-1, -1])
+                # Straight but for a px or two in a block; NaN compares false and the whole source is looked at.
+                low, high = (min(corners) - 3) / cell, (max(corners) + 3) / cell
+                known = low == low and high == high
+                bounds.append((int(np.clip(low, 0, last)), int(np.clip(high, 0, last))) if known else (0, last))
+            (y0, y1), (x0, x1) = bounds
+            if coarse[y0 : y1 + 1, x0 : x1 + 1].any():
+                yield block
+
+
+def bridged(image: F32, bad: NDArray[np.bool_]) -> F32:
+    """The image with ``bad`` pixels filled for interpolation: the mean of good ones within 2 px, else the median."""
+    return _bridge(image, bad) if bad.any() else image
 
 
 def _bridge(image: F32, bad: NDArray[np.bool_]) -> F32:
@@ -295,113 +405,139 @@ def _near(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     return out
 
 
-def _tile_for(map_y: F32, map_x: F32) -> tuple[int, float]:
-    """Largest tile in which the map bends little enough, and by how much (px); 0 where none does."""
+@dataclass(frozen=True, slots=True)
+class _Tiling:
+    """Largest ``side`` (px) of tiles in which the map bends little enough: by ``bend`` px in all, of them ``turn`` by
+    what lies across; 0 where none does."""
+
+    side: int
+    turn: float
+    bend: float
+
+
+def _tile_for(map_y: F32, map_x: F32) -> _Tiling:
+    """How a map is cut."""
     ny, nx = map_y.shape
     if min(ny, nx) < 8 or not (np.isfinite(map_y[0, 0]) and np.isfinite(map_y[-1, -1])):
-        return 0, 0.0
-    sy, sx = map_y[:: max(1, ny // 64), :: max(1, nx // 64)], map_x[:: max(1, ny // 64), :: max(1, nx // 64)]
+        return _Tiling(0, 0.0, 0.0)
     stepy, stepx = max(1, ny // 64), max(1, nx // 64)
+    sy, sx = map_y[::stepy, ::stepx], map_x[::stepy, ::stepx]
     turn = max(np.abs(np.diff(sx, axis=0)).max() / stepy, np.abs(np.diff(sy, axis=1)).max() / stepx)
     grow = max(np.abs(np.diff(sx, axis=1) / stepx - 1).max(), np.abs(np.diff(sy, axis=0) / stepy - 1).max())
-    if not np.isfinite(turn) or grow > 0.04:  # a tile's source window leaves room for 4 % of scale
-        return 0, 0.0
-    for tile in _TILES:
-        bend = float(turn) * tile / 2
-        if bend <= _MAX_BEND:
-            return tile, max(bend, 1e-3)
-    return 0, 0.0
+    bend = float(turn + grow) / 2
+    for side in _TILES:
+        if bend * side <= _MAX_BEND:  # False where NaN
+            return _Tiling(side, float(turn) * side / 2, max(bend * side, 1e-3))
+    return _Tiling(0, 0.0, 0.0)
 
 
-def _axis_weights(
-    places: F32, base: NDArray[np.int64], span: int, bend: float, taps_first: bool
-) -> NDArray[np.float32]:
-    """Kernel and its first and second difference over ``bend`` as matrices.
+class _Bands:
+    """One axis of a map cut into tiles: the kernels of each pixel, and their matrices.
 
-    (n_tiles, 3 * tile, span), or (n_tiles, span, 3 * tile) with ``taps_first``: what the product reads fastest.
+    ``places`` (n, tile) are those of the tiles' pixels along the axis: one px apart but for ``bend``. ``base`` (n,) is
+    the first source pixel of each tile's window, ``start`` (n,) how far its first pixel lies beyond it. ``taps``
+    (n, order + 1, tile, 12) are the weights from there on, then their first and second differences over ``bend``.
     """
-    tiles, tile = places.shape
-    table = _weight_table()
-    shape = (tiles, span, 3, tile) if taps_first else (tiles, 3, tile, span)
-    matrices = np.zeros(shape, np.float32)
-    flat = matrices.reshape(-1)
-    along = 3 * tile if taps_first else 1  # how far apart two taps of one place lie
-    place = np.arange(tile) * (1 if taps_first else span)
-    start = np.arange(tiles)[:, None] * (3 * tile * span) + place - (base[:, None] + BEFORE) * along
-    taps = np.arange(TAPS) * along
-    parts = []
-    for node, offset in enumerate((-bend, 0.0, bend)):
-        at = places + np.float32(offset)
-        low = np.floor(at)
-        phase = ((at - low) * _PHASES + np.float32(0.5)).astype(np.int32)
-        flat[(start + low.astype(np.int64) * along + node * tile * (1 if taps_first else span))[..., None] + taps] = (
-            table[phase]
-        )
-        parts.append(matrices[:, :, node] if taps_first else matrices[:, node])
-    minus, middle, plus = parts
-    half = (plus + minus) * np.float32(0.5)
-    half -= middle
-    slope = (plus - minus) * np.float32(0.5)
-    minus[...], middle[...], plus[...] = middle.copy(), slope, half
-    return matrices.reshape((tiles, span, 3 * tile) if taps_first else (tiles, 3 * tile, span))
+
+    def __init__(self, places: F32, bend: float, order: int) -> None:
+        n, tile = places.shape
+        first = places.mean(axis=1, dtype=np.float64) - (tile - 1) / 2
+        low = np.floor(first).astype(np.int64)
+        nodes = []
+        for offset in (-bend, 0.0, bend):
+            at = np.floor(first + offset)
+            kernel = np.zeros((n, TAPS + 2), np.float32)
+            columns = (at.astype(np.int64) - low + 1)[:, None] + np.arange(TAPS)
+            np.put_along_axis(kernel, columns, lanczos_weights(first + offset - at), axis=1)
+            nodes.append(kernel[:, None, :])
+        minus, middle, plus = nodes
+        slope, curve = (plus - minus) * np.float32(0.5), (plus + minus) * np.float32(0.5) - middle
+        left = ((places - first[:, None] - np.arange(tile)) / bend).astype(np.float32)[:, :, None]
+        kernels = [middle + left * (slope + left * curve), slope + (2 * left) * curve, curve + 0 * left]
+        self.taps: F32 = np.stack(kernels[: order + 1], axis=1)
+        self.base, self.start = low - BEFORE - 1, first - low + BEFORE + 1
+
+    def columns(self, store: F32) -> F32:
+        """Matrices (n, span, nodes x tile) that shift rows; ``store`` is zero where no band ever lies."""
+        n, nodes, tile, width = self.taps.shape
+        step = nodes * tile * 4
+        strides = store.strides[0], tile * 4, step + 4, step
+        np.lib.stride_tricks.as_strided(store, (n, nodes, tile, width), strides)[...] = self.taps
+        return store
+
+    def rows(self, store: F32) -> F32:
+        """Matrices (n, nodes x tile, span) that shift columns."""
+        n, nodes, tile, width = self.taps.shape
+        span = store.shape[2]
+        strides = store.strides[0], tile * span * 4, (span + 1) * 4, 4
+        np.lib.stride_tricks.as_strided(store, (n, nodes, tile, width), strides)[...] = self.taps
+        return store
 
 
-def _resample_tiled(source: F32, map_y: F32, map_x: F32, tile: int, bend: float, conserve_flux: bool) -> F32:
+def _polynomial(parts: F32, u: F32, axis: int) -> F32:
+    """Value, first and second difference, one after the other along ``axis``, at fractions ``u`` of the bend."""
+    nodes = parts.shape[axis] // u.shape[axis]
+    pieces = np.split(parts, nodes, axis=axis)
+    out: F32 = pieces[-1] * u
+    for piece in pieces[-2:0:-1]:
+        out += piece
+        out *= u
+    out += pieces[0]
+    return out
+
+
+def _resample_tiled(source: F32, map_y: F32, map_x: F32, tiling: _Tiling, conserve_flux: bool) -> F32:
     """Lanczos-5 by matrix products of tiles; the method is told in the module's docstring."""
     ny, nx = map_y.shape
-    span = tile + TAPS + 2 + tile // 16
-    pad = span + 4
-    padded = np.pad(source, pad, mode="edge")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (span, span))
-    out = np.empty((ny, nx), np.float32)
+    tile, turn, bend = tiling.side, tiling.turn, tiling.bend
     # Tiles at the far edges are moved inwards to full size rather than cut: every product has one shape.
     tile_y, tile_x = min(tile, ny), min(tile, nx)
+    order = 1 if turn <= _LINEAR_BEND else 2
+    span_y, span_x = (-(-(t + TAPS + 1) // 8) * 8 for t in (tile_y, tile_x))
+    pad = max(span_y, span_x)
+    padded = np.pad(source, pad, mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (span_y, span_x))
+    out = np.empty((ny, nx), np.float32)
     x0 = np.minimum(np.arange(0, nx, tile_x), nx - tile_x)
     cols = x0[:, None] + np.arange(tile_x)
-    inv_bend = np.float32(1.0 / bend)
-    half_y, half_x = np.float32((tile_y - 1) / 2), np.float32((tile_x - 1) / 2)
+    n, nodes = len(x0), order + 1
+    wx, wy = np.zeros((n, span_x, nodes * tile_x), np.float32), np.zeros((n, nodes * tile_y, span_y), np.float32)
+    middle_y, middle_x = np.float32((tile_y - 1) / 2), np.float32((tile_x - 1) / 2)
+    per_bend = np.float32(1.0 / bend)
     for y in np.minimum(np.arange(0, ny, tile_y), ny - tile_y):
         rows = slice(y, y + tile_y)
         top, bottom = map_x[y][cols], map_x[y + tile_y - 1][cols]  # (tiles, tile_x)
         left, right = map_y[rows][:, cols[:, 0]].T, map_y[rows][:, cols[:, -1]].T  # (tiles, tile_y)
-        sx, sy = (top + bottom) * np.float32(0.5), (left + right) * np.float32(0.5)
-        gx, gy = (bottom - top) / (tile_y - 1), (right - left) / (tile_x - 1)
-        bx = np.clip(np.floor(sx.min(axis=1)).astype(np.int64) - LOBES, -pad, source.shape[1] + pad - span)
-        by = np.clip(np.floor(sy.min(axis=1)).astype(np.int64) - LOBES, -pad, source.shape[0] + pad - span)
+        along = _Bands((top + bottom) * np.float32(0.5), bend, order)
+        down = _Bands((left + right) * np.float32(0.5), bend, order)
+        gx = (bottom - top) * (per_bend / max(tile_y - 1, 1))
+        gy = (right - left) * (per_bend / max(tile_x - 1, 1))
         # Tiles that lie wholly outside are clipped to the padding; _blank_outside makes them NaN.
-        sx = np.clip(sx, (bx + BEFORE + 0.5)[:, None], (bx + span - LOBES - 1.5)[:, None])
-        sy = np.clip(sy, (by + BEFORE + 0.5)[:, None], (by + span - LOBES - 1.5)[:, None])
-        wx = _axis_weights(sx.astype(np.float32), bx, span, bend, True)
-        wy = _axis_weights(sy.astype(np.float32), by, span, bend, False)
-        stack = windows[by + pad, bx + pad]  # (tiles, span, span)
-        along_x = stack @ wx
-        # Row v of the source is met at this offset (rows) from the tile's middle.
-        slope = np.maximum((sy[:, -1] - sy[:, 0]) / (tile_y - 1), np.float32(0.5))
-        centre = (sy[:, -1] + sy[:, 0]) / 2
-        v = ((by[:, None] + np.arange(span)) - centre[:, None]) / slope[:, None]
-        u = (np.clip(v, -half_y - LOBES - 1, half_y + LOBES + 1) * inv_bend).astype(np.float32)[:, :, None] * gx[
-            :, None, :
-        ]
-        inner = along_x[:, :, 2 * tile_x :] * u
-        inner += along_x[:, :, tile_x : 2 * tile_x]
-        inner *= u
-        inner += along_x[:, :, :tile_x]
-        along_y = wy @ inner
-        u = (gy * inv_bend)[:, :, None] * (np.arange(tile_x, dtype=np.float32) - half_x)
-        block = along_y[:, 2 * tile_y :] * u
-        block += along_y[:, tile_y : 2 * tile_y]
-        block *= u
-        block += along_y[:, :tile_y]
+        bx = np.clip(along.base, -pad, source.shape[1] + pad - span_x)
+        by = np.clip(down.base, -pad, source.shape[0] + pad - span_y)
+        shifted = windows[by + pad, bx + pad] @ along.columns(wx)
+        # Row v of a window is met at this distance (rows) from the tile's middle.
+        v = np.arange(span_y) - down.start[:, None] - middle_y
+        shifted = down.rows(wy) @ _polynomial(shifted, v.astype(np.float32)[:, :, None] * gx[:, None, :], 2)
+        block = _polynomial(shifted, gy[:, :, None] * (np.arange(tile_x, dtype=np.float32) - middle_x), 1)
         if conserve_flux:
-            scale_x = (sx[:, -1] - sx[:, 0]) / (tile_x - 1)
-            area = np.abs(scale_x * slope - gx.mean(axis=1) * gy.mean(axis=1))
-            block *= area[:, None, None]
+            block *= _tile_area(top, bottom, left, right)[:, None, None]
         whole = nx // tile_x * tile_x
         n_whole = whole // tile_x
         out[rows, :whole] = block[:n_whole].transpose(1, 0, 2).reshape(tile_y, whole)
         if whole < nx:
             out[rows, nx - tile_x :] = block[-1]
     return out
+
+
+def _tile_area(top: F32, bottom: F32, left: F32, right: F32) -> F32:
+    """Source pixels per target pixel of each tile, from the map along its four sides."""
+    across, down = max(top.shape[1] - 1, 1), max(left.shape[1] - 1, 1)
+    xx = (top[:, -1] - top[:, 0] + bottom[:, -1] - bottom[:, 0]) / (2 * across)
+    yy = (left[:, -1] - left[:, 0] + right[:, -1] - right[:, 0]) / (2 * down)
+    xy, yx = (bottom - top).mean(axis=1) / down, (right - left).mean(axis=1) / across
+    area: F32 = np.abs(xx * yy - xy * yx).astype(np.float32)
+    return area
 
 
 def _resample_general(source: F32, map_y: F32, map_x: F32) -> F32:

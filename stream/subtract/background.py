@@ -1,52 +1,107 @@
-"""Low-order match of the background of a difference, and the sizes of things that grow."""
+"""The empty sky of a difference: its slow background, its noise, and the sizes of things that grow.
+
+Both are read off S_corr, not off D: S_corr has averaged over the PSF already, so every third pixel says all, and
+sources that did not change are gone from it.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
 from stream.core.records import F32
 
+STEP = 3  # px; S_corr varies over the width of a PSF or more
+NOISE_CELLS = 3  # background cells a side in which the noise is taken together: its map varies more slowly
+TRUST = 0.7, 1.4  # the propagated noise is corrected by no more than this
+_MIN_SHARE = 0.25  # of a cell's pixels that must be usable
 
-def mesh_level(image: F32, ignore: NDArray[np.bool_], cell: int = 256, min_pixels: int = 500) -> F32:
-    """Slowly varying level of an image: clipped medians of square cells, splined back to every pixel.
+
+def settle(
+    data: F32, sigma: F32, score: F32, scorr: F32, blank: NDArray[np.bool_], psf_sum: float, cell: int = 128
+) -> None:
+    """Take the slow background out, scale the noise to that of the empty sky, blank what cannot be trusted; in place.
 
     Parameters
     ----------
-    image : ndarray, (ny, nx), float32
-        May hold NaN.
-    ignore : ndarray of bool, (ny, nx)
-        Pixels that say nothing about the level: sources, defects.
+    data, sigma, score, scorr : ndarray, (ny, nx), float32
+        D and its noise (DN), S and S_corr.
+    blank : ndarray of bool, (ny, nx)
+        Becomes NaN in all four.
+    psf_sum : float
+        Sum of P_D: a level of 1 DN in D is so much in S.
     cell : int
-        Side of the cells, px. 256 is far wider than any source and follows the residual moonlight gradients.
-    min_pixels : int
-        A cell with fewer usable sampled pixels (one in nine is looked at) lies on the plane through the others.
-
-    Returns
-    -------
-    ndarray, (ny, nx), float32
-        Zero where nothing at all could be measured.
+        Side (px) of the cells in which the level is measured; far wider than any source.
     """
-    ny, nx = image.shape
-    edges_y = np.linspace(0, ny, max(1, round(ny / cell)) + 1).astype(int)
-    edges_x = np.linspace(0, nx, max(1, round(nx / cell)) + 1).astype(int)
-    level = np.full((len(edges_y) - 1, len(edges_x) - 1), np.nan)
-    min_pixels = min(min_pixels, (ny // (len(edges_y) - 1)) * (nx // (len(edges_x) - 1)) // 20)
-    for j in range(level.shape[0]):
-        for i in range(level.shape[1]):
-            box = np.s_[edges_y[j] : edges_y[j + 1] : 3, edges_x[i] : edges_x[i + 1] : 3]
-            values = image[box][~ignore[box]]
-            values = values[np.isfinite(values)]
-            if len(values) > min_pixels:
-                level[j, i] = _clipped_median(values)
+    level, scatter = sky_of(scorr, blank, cell)
+    to_rows, to_columns = (
+        _interpolation(_middles(n, k), n).astype(np.float32) for n, k in zip(scorr.shape, level.shape, strict=True)
+    )
+    by_column = [np.asarray(v, np.float32) @ to_columns.T for v in (level, scatter)]
+    for start in range(0, len(data), 64):
+        rows = slice(start, start + 64)
+        offset, width = (to_rows[rows] @ v for v in by_column)
+        d, s, c, n = data[rows], score[rows], scorr[rows], sigma[rows]
+        # S = S_corr sqrt(V): what the level is in S follows from the two, and in D from S.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            root = s / c
+        np.copyto(root, np.float32(0), where=~np.isfinite(root))
+        root *= offset
+        s -= root
+        c -= offset
+        c /= width
+        root *= np.float32(1.0 / psf_sum)
+        d -= root
+        n *= width
+    flat = np.flatnonzero(blank)
+    for image in (data, sigma, score, scorr):
+        image.reshape(-1)[flat] = np.nan
+
+
+def sky_of(scorr: F32, blank: NDArray[np.bool_], cell: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Level and scatter of S_corr's empty sky in cells, (n_y, n_x) each: clipped medians, clipped deviations.
+
+    Cells without enough usable pixels lie on the plane through the others; without any: 0 and 1.
+    """
+    rows, columns = (max(1, round(n / cell)) for n in scorr.shape)
+    level, scatter = np.full((rows, columns), np.nan), np.full((rows, columns), np.nan)
+    sample = scorr[::STEP, ::STEP].copy()
+    sample[blank[::STEP, ::STEP]] = np.nan
+    cells = zip(sample.shape, (rows, columns), strict=True)
+    edges_y, edges_x = (np.linspace(0, n, k + 1).astype(int) for n, k in cells)
+    for j in range(rows):
+        for i in range(columns):
+            values = sample[edges_y[j] : edges_y[j + 1], edges_x[i] : edges_x[i + 1]].ravel()
+            known = np.sort(values[np.isfinite(values)])
+            if len(known) >= max(_MIN_SHARE * values.size, 12):
+                level[j, i], scatter[j, i] = _clipped(known)
     if not np.isfinite(level).any():
-        return np.zeros(image.shape, np.float32)
-    level = _fill(level)
-    fine_y = _interpolation((edges_y[1:] + edges_y[:-1]) / 2 - 0.5, ny)
-    fine_x = _interpolation((edges_x[1:] + edges_x[:-1]) / 2 - 0.5, nx)
-    out: F32 = (fine_y @ level).astype(np.float32) @ fine_x.T.astype(np.float32)
-    return out
+        return np.zeros(level.shape), np.ones(level.shape)
+    scatter = np.clip(_smoothed(_fill(scatter)), *TRUST)
+    return _fill(level), scatter
+
+
+def _clipped(ordered: F32) -> tuple[float, float]:
+    """Middle and spread of ordered values, those of sources and defects left out."""
+    low, middle, high = (float(v) for v in ordered[(np.array([0.1587, 0.5, 0.8413]) * (len(ordered) - 1)).astype(int)])
+    spread = 0.5 * (high - low)
+    kept = ordered[np.searchsorted(ordered, middle - 3 * spread) : np.searchsorted(ordered, middle + 3 * spread)]
+    if len(kept) < 3 or spread == 0:
+        return middle, spread
+    # A normal variate cut at 3 sigma has 0.9866 of its standard deviation.
+    return float(kept.mean(dtype=np.float64)), float(kept.std(dtype=np.float64)) / 0.9866
+
+
+def _smoothed(cells: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means over ``NOISE_CELLS`` squares."""
+    return np.asarray(ndimage.uniform_filter(cells, NOISE_CELLS, mode="nearest"), float)
+
+
+def _middles(n: int, cells: int) -> NDArray[np.float64]:
+    edges = np.linspace(0, n, cells + 1)
+    return np.asarray((edges[1:] + edges[:-1]) / 2 - 0.5, float)
 
 
 def _fill(level: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -60,13 +115,6 @@ def _fill(level: NDArray[np.float64]) -> NDArray[np.float64]:
     terms = np.stack([np.ones(level.shape), i, j], axis=-1)
     plane = terms @ np.linalg.lstsq(terms[known], level[known], rcond=None)[0]
     return np.where(known, level, plane)
-
-
-def _clipped_median(values: F32) -> float:
-    centre = float(np.median(values))
-    spread = 1.4826 * float(np.median(np.abs(values - centre)))
-    kept = values[np.abs(values - centre) <= 3 * spread]
-    return float(np.median(kept)) if len(kept) else centre
 
 
 def _interpolation(knots: NDArray[np.float64], n: int) -> NDArray[np.float64]:
@@ -85,8 +133,9 @@ def _interpolation(knots: NDArray[np.float64], n: int) -> NDArray[np.float64]:
 def grow(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     """The mask widened by ``radius`` px in a square; work goes with the number of pixels set."""
     out = mask.copy()
-    y, x = np.nonzero(mask)
     ny, nx = mask.shape
+    place = np.flatnonzero(mask)
+    x, y = place % nx, place // nx
     flat = out.reshape(-1)
     columns = [np.clip(x + dx, 0, nx - 1) for dx in range(-radius, radius + 1)]
     for dy in range(-radius, radius + 1):

@@ -1,23 +1,24 @@
 """Throughput and registration of a science image against its reference, from the stars that both contain.
 
 The matching follows the survey's heritage code (``ztf-facts.md`` §5.1): clean, isolated stars within 1 px of each
-other, at least 20 of them, a median flux ratio, and per-axis offsets whose scatter is the astrometric noise that
-enters S_corr.
+other, at least 20 of them, and their flux ratio. What is left of their places is a displacement field (the air moved
+both images, ``core.displacement``); its own uncertainty, from place to place, is the astrometric noise of S_corr.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from stream.core.displacement import Displacement, fit_displacement
 from stream.core.errors import SubtractionError
 from stream.core.flags import BAD_BITS
 from stream.core.psf import polynomial_terms
-from stream.core.records import F32, Reference, ScienceImage, Table
+from stream.core.records import Reference, ScienceImage, Table
+from stream.core.resample import PixelMap
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,10 @@ class MatchConfig:
 class Match:
     """What the common stars say.
 
-    ``flux_scale``: reference DN times this is science DN. ``offset_x``, ``offset_y``: coefficients of
-    ``polynomial_terms`` (degree 0 or 1 over the science image) to add to the map, in reference px; zero where not
-    significant. ``rms``: registration error per axis (x, y), px, photon noise of the stars taken out.
+    ``flux_scale``: reference DN times this is science DN; ``flux_trend``: coefficients of ``polynomial_terms`` over the
+    science image of its relative departures (zero where not significant). ``displacement``: what to add to the map, in
+    reference px; None where too few stars tell it: then ``offset_x``, ``offset_y`` (coefficients of
+    ``polynomial_terms``). ``rms``: scatter of the stars per axis (x, y), px, after that, photon noise taken out.
     """
 
     flux_scale: float
@@ -51,6 +53,31 @@ class Match:
     offset_y: NDArray[np.float64]
     rms: tuple[float, float]
     from_zeropoints: bool
+    displacement: Displacement | None = None
+    flux_trend: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+
+    def moved(self, pixel_map: PixelMap) -> PixelMap:
+        """A map put right by the stars."""
+        x, y = (v.ravel() for v in np.meshgrid(pixel_map.xs, pixel_map.ys))
+        if self.displacement is not None:
+            dx, dy = self.displacement.at(x, y)[:2]
+        else:
+            degree = 1 if len(self.offset_x) > 1 or len(self.offset_y) > 1 else 0
+            terms = polynomial_terms(x, y, pixel_map.shape, degree)
+            dx, dy = (terms[:, : len(c)] @ c for c in (self.offset_x, self.offset_y))
+        grid = pixel_map.shift_x.shape
+        return pixel_map.moved(dx.reshape(grid), dy.reshape(grid))
+
+    def error_at(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float32], ...]:
+        """Registration error (px, x and y) on the grid of columns ``x`` and rows ``y``, (n_y, n_x) float32 each."""
+        shape = len(y), len(x)
+        if self.displacement is None:
+            return tuple(np.full(shape, rms, np.float32) for rms in self.rms)
+        xx, yy = (v.ravel() for v in np.meshgrid(x, y))
+        field_error = self.displacement.at(xx, yy)[2:]
+        return tuple(
+            np.hypot(e, rms).reshape(shape).astype(np.float32) for e, rms in zip(field_error, self.rms, strict=True)
+        )
 
 
 def clean_stars(table: Table, shape: tuple[int, int], config: MatchConfig) -> NDArray[np.intp]:
@@ -76,7 +103,11 @@ def clean_stars(table: Table, shape: tuple[int, int], config: MatchConfig) -> ND
 
 
 def match_sources(
-    science: ScienceImage, reference: Reference, map_y: F32, map_x: F32, config: MatchConfig | None = None
+    science: ScienceImage,
+    reference: Reference,
+    pixel_map: PixelMap,
+    config: MatchConfig | None = None,
+    clean: NDArray[np.int64] | None = None,
 ) -> Match:
     """Flux ratio, residual offset and registration error between the two images.
 
@@ -84,8 +115,10 @@ def match_sources(
     ----------
     science, reference
         With their source tables. The reference's may be empty.
-    map_y, map_x : ndarray, (ny, nx), float32
+    pixel_map : PixelMap
         Reference pixel of each science pixel.
+    clean : ndarray of int, optional
+        ``clean_stars`` of the reference, where known.
 
     Raises
     ------
@@ -94,8 +127,9 @@ def match_sources(
     """
     config = config or MatchConfig()
     s = science.sources[clean_stars(science.sources, science.data.shape, config)]
-    r = reference.sources[clean_stars(reference.sources, reference.data.shape, config)]
-    si, ri, dx, dy = _pairs(s, r, map_y, map_x, config)
+    rows = clean_stars(reference.sources, reference.data.shape, config) if clean is None else clean
+    r = reference.sources[rows]
+    si, ri, dx, dy = _pairs(s, r, pixel_map, config)
     s, r = s[si], r[ri]
     scale, error = _flux_ratio(s, r, config)
     from_zeropoints = len(s) < config.min_matches
@@ -106,19 +140,31 @@ def match_sources(
                 f"only {len(s)} common stars and no zero points: the throughput of science and reference is unknown",
                 n_matched=len(s),
             )
-    offset_x, offset_y, rms = _registration(s, r, dx, dy, science, reference, config)
+    photon = _centroid_errors(s, r, science, reference)
+    displacement = fit_displacement(s["x"], s["y"], dx, dy, photon, science.data.shape)
+    if displacement is not None:
+        fx, fy = displacement.at(s["x"], s["y"])[:2]
+        rms = _intrinsic_rms(dx - fx, photon, config), _intrinsic_rms(dy - fy, photon, config)
+        none = np.zeros(1)
+        return Match(float(scale), float(error), len(s), none, none, rms, from_zeropoints, displacement)
+    offset_x, offset_y, rms = _registration(s, (dx, dy), photon, science, config)
     return Match(float(scale), float(error), len(s), offset_x, offset_y, rms, from_zeropoints)
 
 
+def _centroid_errors(s: Table, r: Table, science: ScienceImage, reference: Reference) -> NDArray[np.float64]:
+    """Photon noise (px, one axis) of the difference of two places: sigma_PSF over S/N (King 1983), both images."""
+    parts = science.seeing * s["sigflux"] / s["flux"], reference.psf.fwhm * r["sigflux"] / r["flux"]
+    return np.asarray(np.hypot(*parts) / 2.355, float)
+
+
 def _pairs(
-    s: Table, r: Table, map_y: F32, map_x: F32, config: MatchConfig
+    s: Table, r: Table, pixel_map: PixelMap, config: MatchConfig
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
     """Mutual nearest neighbours in reference pixels, and reference minus mapped science place."""
     none = np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0), np.zeros(0)
     if len(s) == 0 or len(r) == 0:
         return none
-    at = np.stack([s["y"], s["x"]])
-    place = np.stack([ndimage.map_coordinates(m, at, order=1, mode="nearest") for m in (map_x, map_y)], axis=1)
+    place = np.stack(pixel_map.at(s["x"], s["y"]), axis=1)
     star = np.stack([r["x"], r["y"]], axis=1)
     shift = np.zeros(2)
     for radius in (config.search, config.radius):
@@ -155,22 +201,18 @@ def _flux_ratio(s: Table, r: Table, config: MatchConfig) -> tuple[float, float]:
 
 def _registration(
     s: Table,
-    r: Table,
-    dx: NDArray[np.float64],
-    dy: NDArray[np.float64],
+    offsets: tuple[NDArray[np.float64], NDArray[np.float64]],
+    photon: NDArray[np.float64],
     science: ScienceImage,
-    reference: Reference,
     config: MatchConfig,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[float, float]]:
     """Coefficients of the significant residual offset and the r.m.s. left over, photon noise taken out."""
     if len(s) < 10:
         return np.zeros(1), np.zeros(1), (config.rms_default, config.rms_default)
-    # Centroid error of a star: sigma_PSF over its S/N (King 1983), both images.
-    photon = np.hypot(science.seeing * s["sigflux"] / s["flux"], reference.psf.fwhm * r["sigflux"] / r["flux"]) / 2.355
     degree = 1 if len(s) >= config.min_affine else 0
     terms = polynomial_terms(s["x"], s["y"], science.data.shape, degree)
     coefficients, rms = [], []
-    for offset in (dx, dy):
+    for offset in offsets:
         solution, left = _robust_fit(terms, offset, photon)
         model = terms @ solution
         scatter = 1.4826 * float(np.median(np.abs(left - np.median(left))))

@@ -1,4 +1,4 @@
-"""Both images made ready for the subtraction: one grid, one throughput, one sky, no saturated stars, no holes."""
+"""Both images made ready for the subtraction: one grid, one throughput, no saturated stars, no holes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
-from stream.core.flags import BAD_BITS, SOURCE_BITS, UNUSABLE_BITS, Mask
+from stream.core.flags import UNUSABLE_BITS, Mask
 from stream.core.records import F32, U16, Reference, ScienceImage
-from stream.core.resample import resample, resample_nearest
+from stream.core.resample import PixelMap, flags_on, resample_bridged, resample_smooth
 from stream.photometry import Star, add_stars, fit_stars, remove_rings, saturated_stars, subtract_stars
-from stream.subtract.background import grow, mesh_level
+from stream.subtract.background import grow
+from stream.subtract.cache import ReferenceCache, reference_gain
 
 B1 = NDArray[np.bool_]
 Maps = tuple[F32, F32]
@@ -19,15 +21,15 @@ Maps = tuple[F32, F32]
 # Charge that is no light: cosmic rays, spikes, hot pixels. Calibration knows them by their shape; in S they are the
 # sharpest "transients" of all. They are filled and NaN like pixels without any value.
 HIT_BITS = int(Mask.NOISY | Mask.SPIKE | Mask.COSMIC_RAY)
-# The reference's plateaus, a little below their limit: whatever measured it had noise.
-_PLATEAU = 0.98
+_SAME_STAR = 3.0  # px: places of a saturated star in two images differ by a part of its plateau
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What the tiles work on, (ny, nx) each.
+    """What the subtraction works on, (ny, nx) each.
 
-    ``new``, ``reference``: sky off, science DN, without saturated stars, no NaN; their variances (DN^2);
+    ``new``, ``reference``: sky off, science DN, without saturated stars, no NaN; their variances (DN^2), the
+    reference's white-equivalent;
     ``template``: the whole reference on the science grid, NaN outside its coverage; ``mask``: the science mask with the
     reference's defects; ``unusable``, ``hits``: pixels that were filled.
     """
@@ -43,46 +45,52 @@ class Prepared:
 
 
 def prepare(
-    science: ScienceImage, reference: Reference, maps: Maps, flux_scale: float, background_cell: int
+    science: ScienceImage, reference: Reference, cache: ReferenceCache, pixel_map: PixelMap, flux_scale: float
 ) -> Prepared:
-    """Sky off, background matched, variances made, saturated stars removed, unusable pixels filled.
+    """Sky off, variances made, saturated stars removed, unusable pixels filled.
 
     Parameters
     ----------
-    maps : (map_y, map_x)
+    pixel_map : PixelMap
         Reference pixel of each science pixel.
     flux_scale : float
         Reference DN times this is science DN.
-    background_cell : int
-        Side (px) of the cells in which the backgrounds are matched.
     """
     scale = np.float32(flux_scale)
-    plateau = _plateau(reference)
-    reference_variance, mask = _noise_and_mask(science, reference, maps, plateau)
-    new, variance = _science_pixels(science)
-    pairs = _saturated_pairs(science, reference, maps, (new, mask, plateau))
+    maps = pixel_map.full()
+    mask = science.mask.copy()
+    mask[flags_on(cache.full, *maps)] |= np.uint16(Mask.SATURATED)
+    new, new_variance = _science_pixels(science)
+    pairs, alone = _saturated_pairs(science, reference, cache, pixel_map, (new, mask))
     own, theirs = [star for star, _ in pairs], [star for _, star in pairs]
     subtract_stars(new, science.psf, own)
-    alone = resample(_starless(reference, theirs, plateau), *maps)
-    alone *= scale
-    mask[~(np.isfinite(alone) & np.isfinite(new))] |= np.uint16(Mask.NAN)
-    template = _template(alone, reference, mask, own, theirs, scale)
-    unusable, hits, ignore = _kinds(science, new, mask)
-    level = mesh_level(new - alone, ignore, background_cell)
-    no_light = np.uint16(Mask.SATURATED)
-    for rows in _row_blocks(len(new)):
-        n, t, r = new[rows], alone[rows], reference_variance[rows]
-        n -= level[rows]
-        r *= scale
-        np.square(r, out=r)
-        # Where either image is unusable both get the same value: nothing to subtract, nothing to ring.
-        np.copyto(t, n, where=~np.isfinite(t))
-        np.copyto(t, np.float32(0), where=~np.isfinite(t) | ((mask[rows] & no_light) != 0))
-        np.copyto(n, t, where=unusable[rows] | hits[rows])
+    left = resample_bridged(alone, cache.empty, *maps)
+    reference_variance = resample_smooth(cache.sigma, *maps, cache.typical)
+    reference_variance *= scale
+    np.square(reference_variance, out=reference_variance)
+    left *= scale
+    outside = np.isnan(left)
+    mask[outside | np.isnan(new)] |= np.uint16(Mask.NAN)
+    template = _template(left, reference, mask, (own, theirs), scale)
+    unusable = (mask & np.uint16(UNUSABLE_BITS)) != 0
+    hits = (mask & np.uint16(HIT_BITS)) != 0
+    _fill(new, left, mask, unusable, hits)
     without_value = unusable | hits
     remove_rings(new, without_value, own)
-    remove_rings(alone, without_value, own)
-    return Prepared(new, alone, variance, reference_variance, template, mask, unusable, hits)
+    remove_rings(left, without_value, own)
+    return Prepared(new, left, new_variance, reference_variance, template, mask, unusable, hits)
+
+
+def _fill(new: F32, reference: F32, mask: U16, unusable: B1, hits: B1) -> None:
+    """Where either image is unusable both get the same value, in place: nothing to subtract, nothing to ring."""
+    place = np.flatnonzero(unusable | hits | np.isnan(new) | np.isnan(reference))
+    n, r = new.reshape(-1), reference.reshape(-1)
+    value = np.where(np.isfinite(r[place]), r[place], n[place])
+    full = (mask.reshape(-1)[place] & np.uint16(Mask.SATURATED)) != 0
+    value[~np.isfinite(value) | full] = 0
+    r[place] = value
+    filled = unusable.reshape(-1)[place] | hits.reshape(-1)[place] | ~np.isfinite(n[place])
+    n[place[filled]] = value[filled]
 
 
 def _row_blocks(n: int, rows: int = 64) -> list[slice]:
@@ -90,84 +98,85 @@ def _row_blocks(n: int, rows: int = 64) -> list[slice]:
     return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
 
-def _plateau(reference: Reference) -> B1:
-    """Saturated pixels of the reference, on its own grid."""
-    if not np.isfinite(reference.saturate):
-        return np.zeros(reference.data.shape, bool)
-    full: B1 = reference.data >= np.float32(_PLATEAU * reference.saturate)  # False where NaN
-    return full
-
-
-def _noise_and_mask(science: ScienceImage, reference: Reference, maps: Maps, plateau: B1) -> tuple[F32, U16]:
-    """The reference's 1-sigma noise (its own DN) on the science grid, and the science mask with its saturated pixels.
-
-    One look-up serves both: the sign carries the saturation.
-    """
-    unc = np.where(plateau, -reference.unc, reference.unc)
-    noise = np.asarray(resample_nearest(unc, *maps, np.nan), np.float32)
-    mask = science.mask.copy()
-    # One pixel wider: a pixel beside the nearest one of the four around a place.
-    mask[grow(noise < 0, 1)] |= np.uint16(Mask.SATURATED)
-    np.abs(noise, out=noise)
-    known = noise[::8, ::8][np.isfinite(noise[::8, ::8])]
-    np.copyto(noise, np.float32(np.median(known) if known.size else 0), where=~np.isfinite(noise))
-    return noise, mask
-
-
 def _science_pixels(science: ScienceImage) -> tuple[F32, F32]:
     """The science image without its sky, and its variance."""
     shape, rms = science.data.shape, science.background.rms
     new, variance = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    per_gain, typical = np.float32(1.0 / science.gain), np.float32(science.background.sigma**2)
     for rows in _row_blocks(shape[0]):
-        n, v = new[rows], variance[rows]
+        n, v, noise = new[rows], variance[rows], rms[rows]
         np.subtract(science.data[rows], science.background.level[rows], out=n)
-        np.square(rms[rows], out=v)
         # Photons of sources; pixels below 2 sigma are sky, whose noise the r.m.s. has already.
-        v += np.where(n > 2 * rms[rows], n, np.float32(0)) * np.float32(1.0 / science.gain)
-        np.copyto(v, np.float32(science.background.sigma**2), where=~np.isfinite(v))
+        np.multiply(n, per_gain, out=v)
+        v *= n > 2 * noise
+        v += noise * noise
+        bad = np.isnan(v)
+        if bad.any():
+            v[bad] = typical
     return new, variance
 
 
 def _saturated_pairs(
-    science: ScienceImage, reference: Reference, maps: Maps, pixels: tuple[F32, U16, B1]
-) -> list[tuple[Star, Star]]:
-    """Stars saturated in either image, as fitted in the science image and in the reference; only those fitted in both:
-    a star taken from one image alone would be a transient."""
-    new, mask, plateau = pixels
+    science: ScienceImage,
+    reference: Reference,
+    cache: ReferenceCache,
+    pixel_map: PixelMap,
+    pixels: tuple[F32, U16],
+) -> tuple[list[tuple[Star, Star]], F32]:
+    """Stars saturated in either image, as fitted in the science image and in the reference; and the reference's pixels
+    without them. Only those fitted in both: a star taken from one image alone would be a transient."""
+    new, mask = pixels
     saturated = (mask & np.uint16(Mask.SATURATED)) != 0
-    if not saturated.any():
-        return []
-    x, y = saturated_stars(science.sources, saturated)
-    iy, ix = np.rint(y).astype(int), np.rint(x).astype(int)
-    # A science pixel is a reference pixel but for a thousandth: fractions carry over.
-    there_x, there_y = maps[1][iy, ix] + (x - ix), maps[0][iy, ix] + (y - iy)
-    inside = np.isfinite(there_x) & np.isfinite(there_y)
-    x, y, there_x, there_y = (v[inside] for v in (x, y, there_x, there_y))
-    bad = saturated | ((mask & np.uint16(UNUSABLE_BITS | HIT_BITS)) != 0) | ~np.isfinite(new)
-    own = fit_stars(new, bad, science.psf, (x, y), (science.background.sigma**2, science.gain))
-    typical = reference.unc[::8, ::8]
-    variance = float(np.median(typical[np.isfinite(typical)])) ** 2 if np.isfinite(typical).any() else 1.0
-    gain = float(reference.qa.get("gain", science.gain * max(reference.n_frames, 1)))
-    bad = plateau | ~np.isfinite(reference.data)
-    theirs = fit_stars(reference.data, bad, reference.psf, (there_x, there_y), (variance, gain))
-    return [(a, b) for a, b in zip(own, theirs, strict=True) if a is not None and b is not None]
+    x, y = saturated_stars(science.sources, saturated) if saturated.any() else (np.zeros(0), np.zeros(0))
+    there_x, there_y = pixel_map.at(x, y)
+    bad = saturated | ((mask & np.uint16(UNUSABLE_BITS | HIT_BITS)) != 0) | np.isnan(new)
+    own = fit_stars(new, bad, science.psf, (x, y), (science.background.sigma**2, science.gain)) if len(x) else []
+    known = _nearest(cache.stars, there_x, there_y)
+    theirs: list[Star | None] = [None if k < 0 else Star(*cache.stars[k].tolist()) for k in known.tolist()]
+    inside = (there_x > -0.5) & (there_y > -0.5)
+    inside &= (there_x < reference.data.shape[1] - 0.5) & (there_y < reference.data.shape[0] - 0.5)
+    rest = np.flatnonzero((known < 0) & inside)
+    if len(rest):
+        noise = cache.typical**2, reference_gain(reference, science.gain)
+        places = there_x[rest], there_y[rest]
+        fitted = fit_stars(reference.data, cache.full | cache.empty, reference.psf, places, noise)
+        for k, star in zip(rest.tolist(), fitted, strict=True):
+            theirs[k] = star
+    out = [own[k] is not None and theirs[k] is not None for k in range(len(x))]
+    pairs = [(a, b) for a, b, ok in zip(own, theirs, out, strict=True) if ok and a is not None and b is not None]
+    more = [theirs[k] for k in rest.tolist() if out[k]]
+    used = {int(known[k]) for k in range(len(x)) if out[k] and known[k] >= 0}
+    lonely = [Star(*row) for k, row in enumerate(cache.stars.tolist()) if k not in used]
+    if not more and not lonely:
+        return pairs, cache.pixels
+    alone = cache.pixels.copy()
+    if more:
+        subtract_stars(alone, reference.psf, [star for star in more if star is not None])
+        alone[cache.full] = 0  # a plateau minus a star is a hole
+    add_stars(alone, reference.psf, [(star.x, star.y) for star in lonely], lonely)
+    return pairs, alone
 
 
-def _starless(reference: Reference, stars: list[Star], plateau: B1) -> F32:
-    """The reference's pixels without the stars; plateaus, which would ring in the interpolation, are gone with them."""
-    if not plateau.any() and not stars:
-        return reference.data
-    out = reference.data.copy()
-    subtract_stars(out, reference.psf, stars)
-    out[plateau] = 0
-    return out
+def _nearest(stars: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Row of the cached star at each place, -1 where there is none; no row twice."""
+    if len(stars) == 0 or len(x) == 0:
+        return np.full(len(x), -1, np.int64)
+    places = np.stack([np.nan_to_num(x, nan=-1e9), np.nan_to_num(y, nan=-1e9)], axis=1)
+    distance, row = cKDTree(stars[:, :2]).query(places, distance_upper_bound=_SAME_STAR)
+    row = np.where(np.isfinite(distance), row, -1).astype(np.int64)
+    first: dict[int, int] = {}
+    for k, r in enumerate(row.tolist()):
+        if r >= 0 and (r not in first or distance[k] < distance[first[r]]):
+            first[r] = k
+    return np.array([r if r >= 0 and first[r] == k else -1 for k, r in enumerate(row.tolist())], np.int64)
 
 
 def _template(
-    alone: F32, reference: Reference, mask: U16, own: list[Star], theirs: list[Star], scale: np.float32
+    left: F32, reference: Reference, mask: U16, stars: tuple[list[Star], list[Star]], scale: np.float32
 ) -> F32:
     """The reference on the science grid with its stars in, their cores as bright as the plateau."""
-    template = alone.copy()
+    template = left.copy()
+    own, theirs = stars
     here = [Star(a.x, a.y, float(scale) * b.flux) for a, b in zip(own, theirs, strict=True)]
     add_stars(template, reference.psf, [(b.x, b.y) for b in theirs], here)
     if np.isfinite(reference.saturate):
@@ -178,14 +187,8 @@ def _template(
     return template
 
 
-def _kinds(science: ScienceImage, new: F32, mask: U16) -> tuple[B1, B1, B1]:
-    """Pixels without a value, pixels with charge that is no light, and pixels that say nothing about the sky."""
-    shape, rms = mask.shape, science.background.rms
-    unusable, hits, ignore = (np.empty(shape, bool) for _ in range(3))
-    for rows in _row_blocks(shape[0]):
-        bits = mask[rows]
-        np.not_equal(bits & np.uint16(UNUSABLE_BITS), 0, out=unusable[rows])
-        np.not_equal(bits & np.uint16(HIT_BITS), 0, out=hits[rows])
-        np.not_equal(bits & np.uint16(BAD_BITS | SOURCE_BITS), 0, out=ignore[rows])
-        ignore[rows] |= new[rows] > 5 * rms[rows]
-    return unusable, hits, ignore
+def plain_growth(unusable: B1, hits: B1, wide: int, narrow: int) -> B1:
+    """Pixels that cannot be trusted in a difference: the filled ones and their surroundings."""
+    blank = grow(unusable, wide)
+    blank |= grow(hits & ~unusable, narrow)
+    return blank

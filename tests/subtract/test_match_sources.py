@@ -12,7 +12,7 @@ from synthetic import star_field
 from stream.core.errors import SubtractionError
 from stream.core.psf import gaussian_psf
 from stream.core.records import Reference, ScienceImage
-from stream.core.resample import pixel_map
+from stream.core.resample import PixelMap
 from stream.subtract import match_sources
 
 SHAPE = (500, 520)
@@ -28,13 +28,13 @@ def pair(n: int = 150, ratio: float = 0.8) -> tuple[ScienceImage, Reference]:
     return science, reference
 
 
-def maps_of(science: ScienceImage, reference: Reference) -> tuple[np.ndarray, np.ndarray]:
-    return pixel_map(science.astrometry.wcs, science.data.shape, reference.wcs)
+def map_of(science: ScienceImage, reference: Reference) -> PixelMap:
+    return PixelMap.between(science.astrometry.wcs, science.data.shape, reference.wcs)
 
 
 def test_throughput_within_its_error() -> None:
     science, reference = pair()
-    match = match_sources(science, reference, *maps_of(science, reference))
+    match = match_sources(science, reference, map_of(science, reference))
     assert not match.from_zeropoints
     assert match.n_matched > 60
     assert abs(match.flux_scale - 0.8) < 4 * match.flux_scale_error < 0.02
@@ -43,38 +43,41 @@ def test_throughput_within_its_error() -> None:
 def test_variables_do_not_pull_the_throughput() -> None:
     science, reference = pair()
     science.sources["flux"][::6] *= 1.5
-    match = match_sources(science, reference, *maps_of(science, reference))
+    match = match_sources(science, reference, map_of(science, reference))
     assert match.flux_scale == pytest.approx(0.8, rel=0.01)
 
 
 def test_few_stars_fall_back_on_the_zero_points() -> None:
     science, reference = pair(n=12)
-    match = match_sources(science, reference, *maps_of(science, reference))
+    match = match_sources(science, reference, map_of(science, reference))
     assert match.from_zeropoints
     assert match.flux_scale == pytest.approx(10 ** (0.4 * (26.0 - 26.3)))
     blind = dataclasses.replace(reference, magzp=float("nan"))
     with pytest.raises(SubtractionError, match="throughput"):
-        match_sources(science, blind, *maps_of(science, blind))
+        match_sources(science, blind, map_of(science, blind))
 
 
 def test_an_empty_catalogue_is_no_crash() -> None:
     science, reference = pair()
     empty = dataclasses.replace(reference, sources=reference.sources[:0])
-    match = match_sources(science, empty, *maps_of(science, empty))
+    match = match_sources(science, empty, map_of(science, empty))
     assert (match.n_matched, match.from_zeropoints) == (0, True)
     assert match.rms == (0.1, 0.1)
 
 
 def test_a_common_offset_is_found_and_nothing_is_invented() -> None:
     science, reference = pair()
-    good = match_sources(science, reference, *maps_of(science, reference))
-    assert not np.any(good.offset_x)
+    good = match_sources(science, reference, map_of(science, reference))
+    here = map_of(science, reference)
+    assert np.abs(good.moved(here).shift_x - here.shift_x).max() < 0.02
     assert max(good.rms) < 0.02
     reference.sources["x"] += 0.30
     reference.sources["y"] -= 0.15
-    match = match_sources(science, reference, *maps_of(science, reference))
-    assert match.offset_x[0] == pytest.approx(0.30, abs=0.01)
-    assert match.offset_y[0] == pytest.approx(-0.15, abs=0.01)
+    match = match_sources(science, reference, map_of(science, reference))
+    found = map_of(science, reference)
+    before, after = (m.at([250.0], [240.0]) for m in (found, match.moved(found)))
+    assert after[0] - before[0] == pytest.approx(0.30, abs=0.01)
+    assert after[1] - before[1] == pytest.approx(-0.15, abs=0.01)
 
 
 @pytest.mark.parametrize(("sx", "sy"), [(0.08, 0.05), (0.15, 0.15)])
@@ -83,14 +86,14 @@ def test_registration_error_is_measured_per_axis(sx: float, sy: float) -> None:
     rng = np.random.default_rng(8)
     reference.sources["x"] += rng.normal(0, sx, len(reference.sources))
     reference.sources["y"] += rng.normal(0, sy, len(reference.sources))
-    match = match_sources(science, reference, *maps_of(science, reference))
+    match = match_sources(science, reference, map_of(science, reference))
     assert match.rms[0] == pytest.approx(sx, rel=0.35)
     assert match.rms[1] == pytest.approx(sy, rel=0.35)
 
 
 def test_flagged_and_crowded_stars_are_left_out() -> None:
     science, reference = pair()
-    before = match_sources(science, reference, *maps_of(science, reference)).n_matched
+    before = match_sources(science, reference, map_of(science, reference)).n_matched
     science.sources["flags"][: len(science.sources) // 2] = 256
-    after = match_sources(science, reference, *maps_of(science, reference)).n_matched
+    after = match_sources(science, reference, map_of(science, reference)).n_matched
     assert after < 0.75 * before

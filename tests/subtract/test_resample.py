@@ -59,12 +59,12 @@ def test_world_to_pixel_undoes_a_distorted_solution() -> None:
     assert np.allclose(y, [3079, 1500, 0], atol=1e-4)
 
 
-@pytest.mark.parametrize(("turn", "tile"), [(0.0, 64), (0.1, 64), (0.2, 32), (0.5, 16), (1.1, 8), (3.0, 0)])
+@pytest.mark.parametrize(("turn", "tile"), [(0.0, 64), (0.1, 64), (0.2, 64), (0.5, 16), (1.1, 8), (3.0, 0)])
 def test_tiles_agree_with_the_sum_over_taps(turn: float, tile: int) -> None:
     rng = np.random.default_rng(3)
     image = ndimage.gaussian_filter(rng.normal(0, 1, SHAPE), 0.9).astype(np.float32)
     map_y, map_x = pixel_map(sky_wcs(SHAPE), SHAPE, sky_wcs(SHAPE, dx=0.31, dy=-2.77, turn=turn))
-    assert module._tile_for(map_y, map_x)[0] == tile
+    assert module._tile_for(map_y, map_x).side == tile
     fast = resample(image, map_y, map_x)
     slow = module._resample_general(image, map_y, map_x) * module._area_ratio(map_y, map_x)
     inner = np.s_[8:-8, 8:-8]
