@@ -282,10 +282,11 @@ def _bilinear(grid: F32, errors: Errors, y: NDArray[np.float64], x: NDArray[np.f
     for nodes, places in ((errors.ys, y), (errors.xs, x)):
         at = np.interp(places, nodes, np.arange(len(nodes)))
         low = np.minimum(at.astype(int), max(len(nodes) - 2, 0))
+        part = (at - low).astype(np.float32)
         matrix: F32 = np.zeros((len(places), len(nodes)), np.float32)
         row = np.arange(len(places))
-        matrix[row, low] = 1 - (at - low)
-        matrix[row, np.minimum(low + 1, len(nodes) - 1)] += at - low
+        matrix[row, low] = 1 - part
+        matrix[row, np.minimum(low + 1, len(nodes) - 1)] += part
         weights.append(matrix)
     out: F32 = weights[0] @ grid @ weights[1].T
     return out
