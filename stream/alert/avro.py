@@ -228,12 +228,18 @@ def _culprit(row: Mapping[str, Any], fields: Sequence[_Field]) -> str:
 
 
 @cache
-def compile_encoder(version: str, name: str) -> Encoder:
+def compile_encoder(version: str, name: str, fields: tuple[str, ...] | None = None) -> Encoder:
     """The encoder of one record: takes a mapping, returns its Avro bytes (no container, no framing).
+
+    With ``fields``, of these alone, in the schema's order: a record's bytes are those of its fields one after the
+    other, so that what two records have in common needs to be encoded once. They define the types that they use.
 
     Raises
     ------
     MessageError
         On use: a field is missing, null where null is not allowed, or does not fit its type; says which.
     """
-    return _compile(load_schema(version, name), {})
+    schema = load_schema(version, name)
+    if fields is not None:
+        schema = {**schema, "fields": [f for f in schema["fields"] if f["name"] in fields]}
+    return _compile(schema, {})

@@ -14,7 +14,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from astropy.io import fits
 from isal import isal_zlib
 from numpy.typing import NDArray
 
@@ -115,6 +114,8 @@ def _plain_shape(header: bytes) -> tuple[int, int] | None:
 
 def _decode_any(raw: bytes) -> F32:
     """Whatever else FITS allows, by astropy."""
+    from astropy.io import fits  # a quarter of a second of a process's start for what only other people's packets need
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the survey's SIMPLE card is not written as the standard wants it

@@ -91,7 +91,7 @@ def _cpu_of(pid: int | None) -> float:
 def _write(environment: dict[str, str], number: int, every_topic: bool, gate: Any, results: Any) -> None:
     """One writer process: stamps from their pixels, packets, and the broker's word that it has them."""
     os.environ.update(environment)
-    from stream.alert import LEDGER, checked_packet, decode_stamp, encode_stamp, light_packet, write_packet
+    from stream.alert import LEDGER, checked_packet, decode_stamp, encode_stamp, packet_pair
     from stream.alert.synthetic import synthetic_batch
     from stream.core.identity import alert_topic_of
     from stream.engine.alert_messages import LIGHT, PERMANENT
@@ -112,8 +112,7 @@ def _write(environment: dict[str, str], number: int, every_topic: bool, gate: An
         item.cutouts = science, template, difference
         stamped = time.process_time()
         record = checked_packet(item, batch, times)
-        packet = write_packet(record)
-        light = light_packet(record) if every_topic else b""
+        packet, light = packet_pair(record)
         written = time.process_time()
         key = str(record["candid"]).encode()
         sender.send(OutMessage(topic, key, packet, ()))

@@ -7,13 +7,16 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from typing import TYPE_CHECKING
 
 import numpy as np
-from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from stream.core.errors import UsageError
 from stream.core.identity import ccd_qid_of
+
+if TYPE_CHECKING:  # half a second of a process's start, and most of ours have no pixels
+    from astropy.wcs import WCS
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,8 @@ def nominal_wcs(camera: Camera, ra0: float, dec0: float, rcid: int) -> WCS:
 
     A first guess to four arcminutes and 0.3 degrees; x to the west and y to the south.
     """
+    from astropy.wcs import WCS
+
     xi, eta = (float(v) for v in quadrant_layout()[rcid])
     ra, dec = deproject(ra0, dec0, xi, eta)
     # Where the tangent plane's north points, seen from the quadrant's own meridian.

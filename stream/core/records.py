@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
 
 from stream.core import identity
@@ -28,7 +27,6 @@ from stream.core.instrument import InstrumentModel as InstrumentModel
 from stream.core.instrument import PixelMask as PixelMask
 from stream.core.instrument import Row as Row
 from stream.core.instrument import Sightings as Sightings
-from stream.core.psf import PsfModel
 from stream.core.report import QuadrantReport as QuadrantReport
 from stream.core.report import Status as Status
 from stream.core.tables import APERTURE_DIAMETERS as APERTURE_DIAMETERS
@@ -39,6 +37,11 @@ from stream.core.tables import PS1_DTYPE as PS1_DTYPE
 from stream.core.tables import SOURCE_DTYPE as SOURCE_DTYPE
 from stream.core.tables import Table as Table
 from stream.core.zeropointmap import ZeroPointMap as ZeroPointMap
+
+if TYPE_CHECKING:  # a second of a process's start, and most of ours have no pixels
+    from astropy.wcs import WCS
+
+    from stream.core.psf import PsfModel
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import redis
 
-from stream.alert import checked_packet, decode_batch, light_packet, write_packet
+from stream.alert import checked_packet, decode_batch, packet_pair
 from stream.core.errors import AlertError
 from stream.core.identity import alert_topic_of, night_of
 from stream.engine import deadletters, ledger
@@ -61,8 +61,7 @@ class MakeAlerts:
             key = str(candid).encode()
             try:
                 record = checked_packet(item, batch, times)
-                packet = write_packet(record)
-                slim = light_packet(record) if light else b""
+                packet, slim = packet_pair(record)
             except AlertError as error:
                 self._refused(message, candid, error)
                 continue

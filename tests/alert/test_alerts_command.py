@@ -164,7 +164,7 @@ def test_tail_prints_a_line_an_alert_and_passes_over_junk(consumer: FakeConsumer
 
 
 def test_tail_as_json_for_a_while(consumer: FakeConsumer) -> None:
-    code, text, _ = run("tail", "--seconds", "0.2", "--json")
+    code, text, _ = run("tail", "--seconds", "1", "--json")
     assert code == 0
     rows = [json.loads(row) for row in text.splitlines()]
     assert [row["topic"] for row in rows] == ["ztf_20181129_programid1"] * 2
