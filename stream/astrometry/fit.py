@@ -62,7 +62,18 @@ def cell_counts(x: F64, y: F64, n: int) -> NDArray[np.int64]:
     return np.bincount(row * n + column, minlength=n * n)
 
 
-def fit_map(x: F64, y: F64, target: F64, sigma: F64, limit: int, *, choose: bool = False, rounds: int = 4) -> Fit:
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What is known of a map's coefficients beforehand: ``mean`` and ``sigma`` (n_terms, 2); infinite: nothing."""
+
+    mean: F64
+    sigma: F64
+
+
+def fit_map(
+    x: F64, y: F64, target: F64, sigma: F64, limit: int, *,
+    choose: bool = False, rounds: int = 4, known: Knowledge | None = None,
+) -> Fit:  # fmt: skip
     """Weighted fit of ``target`` (n, 2) as polynomials of (x, y), clipping outliers.
 
     Parameters
@@ -74,6 +85,8 @@ def fit_map(x: F64, y: F64, target: F64, sigma: F64, limit: int, *, choose: bool
     limit : int
         Degree; the highest one if ``choose``, when the degree with the least prediction error (PRESS, the
         leave-one-out residuals: Allen 1974) is taken.
+    known : Knowledge, optional
+        Of the coefficients, in the target's unit: they enter as so many measurements. The degree is ``limit`` then.
 
     Raises
     ------
@@ -84,7 +97,10 @@ def fit_map(x: F64, y: F64, target: F64, sigma: F64, limit: int, *, choose: bool
     weight = 1.0 / sigma
     design = terms(x, y, limit)
     for round_ in range(rounds):
-        coefficients, degree = _solve(design[used], target[used], weight[used], limit, choose)
+        if known is None:
+            coefficients, degree = _solve(design[used], target[used], weight[used], limit, choose)
+        else:
+            coefficients, degree = _solve_known(design[used], target[used], weight[used], known), limit
         residuals = target - design[:, : len(coefficients)] @ coefficients
         pull = np.hypot(residuals[:, 0], residuals[:, 1]) * weight
         # The median of a Rayleigh distribution is 1.1774 sigma.
@@ -97,12 +113,17 @@ def fit_map(x: F64, y: F64, target: F64, sigma: F64, limit: int, *, choose: bool
 
 
 def _solve(design: F64, target: F64, weight: F64, limit: int, choose: bool) -> tuple[F64, int]:
-    """Coefficients (n_terms, 2) and degree. One QR serves all degrees, the columns being nested."""
+    """Coefficients (n_terms, 2) and degree. One orthogonal basis serves all degrees, the columns being nested.
+
+    It comes from the normal equations: places scaled to -1..1 leave them 1e-7 or better conditioned.
+    """
     if len(design) < n_terms(limit):
         raise np.linalg.LinAlgError(f"{len(design)} points for {n_terms(limit)} coefficients")
-    q, r = np.linalg.qr(design * weight[:, None])
-    if np.abs(np.diag(r)).min() < 1e-9 * np.abs(np.diag(r)).max():
+    weighted = design * weight[:, None]
+    r = np.linalg.cholesky(weighted.T @ weighted).T
+    if np.abs(np.diag(r)).min() < 1e-7 * np.abs(np.diag(r)).max():
         raise np.linalg.LinAlgError("the points do not span the image")
+    q = weighted @ np.linalg.inv(r)
     wanted = target * weight[:, None]
     projected = q.T @ wanted
     degree = limit
@@ -117,3 +138,15 @@ def _solve(design: F64, target: F64, weight: F64, limit: int, choose: bool) -> t
                 best, degree = score, d
     m = n_terms(degree)
     return np.linalg.solve(r[:m, :m], projected[:m]), degree
+
+
+def _solve_known(design: F64, target: F64, weight: F64, known: Knowledge) -> F64:
+    """Coefficients (n_terms, 2) of one degree with Gaussian knowledge of them."""
+    weighted = design * weight[:, None]
+    square, right = weighted.T @ weighted, weighted.T @ (target * weight[:, None])
+    precision = 1.0 / known.sigma**2
+    columns = [
+        np.linalg.solve(square + np.diag(precision[:, k]), right[:, k] + precision[:, k] * known.mean[:, k])
+        for k in range(2)
+    ]
+    return np.stack(columns, axis=1)

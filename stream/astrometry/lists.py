@@ -27,6 +27,7 @@ SPOILT = int(
 CENTROID_PX = 1.2
 # What no S/N buys in 30 s: turbulence, undersampling, charge effects (px; 20 mas).
 FLOOR_PX = 0.02
+MIN_FIT_SNR = 10.0  # the S/N from which the survey states its accuracy
 
 
 @dataclass(frozen=True, slots=True)

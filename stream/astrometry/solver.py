@@ -20,18 +20,19 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from stream.astrometry.fit import Fit, cell_counts, degree_allowed, fit_map
-from stream.astrometry.lists import Catalogue, Frame, Stars, catalogue_near, frame_of, spread_order, usable_stars
-from stream.astrometry.match import Candidate, chance_rate, log_chance, nearest_pairs, search_grid, vote
-from stream.astrometry.quality import astrometric_infobits, chi_square, match_infobits
-from stream.astrometry.tpv import (
-    CRVAL_DECIMALS,
-    MAX_DEGREE,
-    project,
-    round_significant,
-    swap_axes,
-    terms,
-    tpv_wcs,
+from stream.astrometry.lists import (
+    MIN_FIT_SNR,
+    Catalogue,
+    Frame,
+    Stars,
+    catalogue_near,
+    frame_of,
+    spread_order,
+    usable_stars,
 )
+from stream.astrometry.match import Candidate, chance_rate, log_chance, nearest_pairs, search_grid, vote
+from stream.astrometry.solution import Pairs, tie
+from stream.astrometry.tpv import MAX_DEGREE, terms
 from stream.core.errors import AstrometryError
 from stream.core.records import Astrometry, Table
 
@@ -62,7 +63,6 @@ FEW_PAIRS = 60
 MIN_CELL_STARS = 8
 MIN_CELL_SHARE = 2 / 3
 MAX_FIT_STARS = 4000  # more do not make the fit better than its systematic floor
-MIN_FIT_SNR = 10.0  # the S/N from which the survey states its accuracy
 # Hypotheses from lists longer than this product come too late to be of use to anybody (over a second).
 MAX_VOTES = 3_000_000
 # Chance pairs of a catalogue denser than this many stars in the circle would outnumber true ones.
@@ -322,39 +322,12 @@ def holds_everywhere(match: Match, frame: Frame) -> bool:
 
 def _finish(match: Match, frame: Frame, shape: tuple[int, int]) -> Astrometry:
     """The TPV fit of the paired stars about the image's true centre."""
-    ny, nx = shape
-    p, cat = match.stars.p[match.i], match.catalogue
-    ra, dec = cat.ra[match.j], cat.dec[match.j]
-    x, y = p[:, 0] / frame.half[0], p[:, 1] / frame.half[1]
-    scale = math.sqrt(abs(float(np.linalg.det(frame.jacobian))))  # deg per px
-    sigma = np.hypot(match.stars.sigma[match.i], cat.sigma[match.j]) * scale
-    ra0, dec0 = frame.sky_of(match.fit(np.zeros(1), np.zeros(1))[0])
-    crval = round(ra0, CRVAL_DECIMALS) % 360.0, round(dec0, CRVAL_DECIMALS)
-    target = np.stack(project(ra, dec, *crval), axis=1)
-    fit = fit_map(x, y, target, sigma, degree_allowed(x, y), choose=True)
-    cd = round_significant(fit.coefficients[1:3].T / np.array(frame.half))
-    used = fit.used
-    pv1, pv2 = _pv_coefficients(p[used] @ cd.T, target[used], sigma[used], fit.degree)
-    wcs = tpv_wcs(crval, cd, pv1, pv2, (nx / 2 + 0.5, ny / 2 + 0.5), shape)
-    residuals = fit.residuals * 3600.0
-    rms = np.sqrt(np.mean(residuals[used] ** 2, axis=0))
-    pixel_scale = math.sqrt(abs(float(np.linalg.det(cd)))) * 3600.0
-    bits = astrometric_infobits(x[used], y[used], residuals[used], len(match.stars), pixel_scale)
-    # The same pairs before the final fit: where the map with which they were paired puts them.
-    before = (cat.u[match.j] - match.fit(x, y))[used] * scale
-    chi = [chi_square(r, sigma[used], len(fit.coefficients)) for r in (before, fit.residuals[used])]
-    bits |= match_infobits(100.0 * len(match.j) / max(match.n_catalog, 1), *chi)
-    n_matched = int(np.count_nonzero(used))
-    return Astrometry(
-        wcs, float(rms[0]), float(rms[1]), n_matched, match.n_catalog, match.log_chance, bits, chi_square=chi[1]
-    )
-
-
-def _pv_coefficients(q: F64, target: F64, sigma: F64, degree: int) -> tuple[F64, F64]:
-    """PV1 and PV2 (in header order) of tangent-plane places on intermediate coordinates ``q`` (deg)."""
-    unit = float(np.abs(q).max())  # keeps the columns of one size
-    design = terms(q[:, 0] / unit, q[:, 1] / unit, degree) / sigma[:, None]
-    solution = np.linalg.lstsq(design, target / sigma[:, None], rcond=None)[0]
-    powers = np.repeat(np.arange(degree + 1), np.arange(1, degree + 2))
-    coefficients = solution / unit ** powers[:, None]
-    return round_significant(coefficients[:, 0]), round_significant(swap_axes(coefficients[:, 1]))
+    i, j, cat, fit = match.i, match.j, match.catalogue, match.fit
+    p = match.stars.p[i]
+    linear = fit.coefficients[1:3].T / np.array(frame.half)
+    before = (cat.u[j] - _map(fit, match.stars[i], frame)) @ np.linalg.inv(linear).T
+    scale = math.sqrt(abs(float(np.linalg.det(linear))))
+    sigma = np.hypot(match.stars.sigma[i], cat.sigma[j] / scale)
+    pairs = Pairs(p, cat.ra[j], cat.dec[j], sigma, before, len(match.stars), match.n_catalog, match.log_chance)
+    centre = frame.sky_of(fit(np.zeros(1), np.zeros(1))[0])
+    return tie(pairs, centre, frame.jacobian @ linear, shape)[0]

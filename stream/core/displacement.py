@@ -268,14 +268,14 @@ def _hyperparameters(cells: Cells, degree: int, aspect: F64) -> Law:
         inner = free.T @ (_kernel(cells.places, cells.places, 2 * length) / np.outer(sigma, sigma)) @ free
         values, vectors = np.linalg.eigh(inner)
         total = 1.0 + RATIOS[:, None] * typical * np.maximum(values, 0.0)  # (ratios, n)
-        factor = (1.0 / total) @ np.maximum((vectors.T @ data) ** 2, TINY) / len(data)
-        log_l = -0.5 * (len(data) * np.log(factor) + np.log(total).sum(axis=1)[:, None])
+        power = (vectors.T @ data) ** 2
+        log_l = -0.5 * ((1.0 / total) @ power + np.log(total).sum(axis=1)[:, None])
         weight = np.exp(log_l - log_l.max(axis=0))
         evidence = float(np.sum(log_l.max(axis=0) + np.log(weight.sum(axis=0)))) - 2 * float(np.log(sigma).sum())
         weight /= weight.sum(axis=0)
         # The mean of the spread, not of its square: the long tail of what is just possible would do harm.
-        field = np.sum(weight * np.sqrt(factor * RATIOS[:, None] * typical), axis=0) ** 2
-        laws.append(Law(2 * length, field, np.sum(weight * np.sqrt(factor), axis=0) ** 2, evidence))
+        field = np.sum(weight * np.sqrt(RATIOS[:, None] * typical), axis=0) ** 2
+        laws.append(Law(2 * length, field, np.ones(2), evidence))
     return max(laws, key=lambda law: law.evidence)
 
 

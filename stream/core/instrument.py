@@ -128,12 +128,30 @@ class InstrumentModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Distortion:
+    """What a channel's earlier images say of its optics in one filter: the map from pixels to the sky beyond its plane.
+
+    ``mean`` and ``sigma`` (15, 2) px along x and y: coefficients of 1, x, y, x^2, xy, y^2, ... to degree 4 with x, y in
+    -1..1 over the image, in units of the map's own linear part (``stream.astrometry.distortion``), and their scatter
+    between exposures, the air's included. The first three rows are 0 and infinite: pointing, turn and scale are
+    every exposure's own.
+    """
+
+    rcid: int
+    fid: int
+    mean: F64
+    sigma: F64
+    n_exposures: int
+    nights: tuple[str, str]  # first and last, YYYYMMDD
+
+
+@dataclass(frozen=True, slots=True)
 class CalibrationSet:
     """What a quadrant is calibrated with; ``None`` where nothing valid exists (the quality record says so).
 
     ``flat`` is the night's high-frequency flat, ``loflat`` multiplies it (dome lamp to sky). ``persistent`` (ny, nx)
     has ``Mask.PERSISTENT`` where artefacts return night after night. ``ghosts`` is the calibrated geometry of this
-    channel's ghosts.
+    channel's ghosts, ``distortion`` what is known of its optics in the exposure's filter.
     """
 
     bias: CalibrationFrame | None = None
@@ -145,6 +163,7 @@ class CalibrationSet:
     persistent: U16 | None = None
     ghosts: GhostGeometry | None = None
     shutter: CalibrationFrame | None = None
+    distortion: Distortion | None = None
 
 
 @dataclass(frozen=True, slots=True)

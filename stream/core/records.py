@@ -23,6 +23,7 @@ from stream.core.instrument import Aggressor as Aggressor
 from stream.core.instrument import CalibrationFrame as CalibrationFrame
 from stream.core.instrument import CalibrationSet as CalibrationSet
 from stream.core.instrument import ChannelFacts as ChannelFacts
+from stream.core.instrument import Distortion as Distortion
 from stream.core.instrument import InstrumentModel as InstrumentModel
 from stream.core.instrument import PixelMask as PixelMask
 from stream.core.instrument import Row as Row
@@ -41,6 +42,7 @@ from stream.core.zeropointmap import ZeroPointMap as ZeroPointMap
 if TYPE_CHECKING:  # a second of a process's start, and most of ours have no pixels
     from astropy.wcs import WCS
 
+    from stream.core.displacement import Displacement
     from stream.core.psf import PsfModel
 
 F32 = NDArray[np.float32]
@@ -199,6 +201,11 @@ class Astrometry:
     ``rms_dec`` are arcsec over the matched stars. ``log_chance`` is log10 of the probability that the match is
     chance. ``infobits`` holds the astrometric bits of INFOBITS. ``chi_square`` is per degree of freedom, over the
     fitted stars.
+
+    ``displacement`` is what the air left beyond the WCS: (dx, dy) to add to a pixel place before it goes through the
+    WCS (``stream.astrometry.sky_of``, ``pixel_of``, ``position_sigma`` do). ``centroid`` are the errors (px, an axis)
+    of a star's place at S/N 1, falling with S/N, and that which no S/N buys. ``refraction`` is how far (arcsec) a star
+    bluer by a mag of BP-RP is lifted to the zenith. None or NaN: not measured.
     """
 
     wcs: WCS
@@ -209,6 +216,9 @@ class Astrometry:
     log_chance: float
     infobits: int = 0
     chi_square: float = float("nan")
+    displacement: Displacement | None = None
+    centroid: tuple[float, float] = (float("nan"), float("nan"))
+    refraction: float = float("nan")
 
 
 @dataclass(frozen=True, slots=True)

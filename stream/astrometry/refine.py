@@ -1,0 +1,155 @@
+"""The final solution: from the places of the PSF photometry, with all that is known of the optics and the air.
+
+The first solution ties the image to the sky by windowed centroids, before its PSF is known. The PSF fits' places are
+better, and they are the ones that products give: they are fitted anew, refraction taken off, the optics' distortion
+held by what earlier images taught, and what is left smoothed into the air's displacement field.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from stream.astrometry.epoch import position_errors, propagate
+from stream.astrometry.fit import Fit
+from stream.astrometry.lists import FLOOR_PX, MIN_FIT_SNR, Stars, usable_stars
+from stream.astrometry.match import nearest_pairs
+from stream.astrometry.refraction import Refraction, bluer, fit_shift
+from stream.astrometry.solution import Pairs, tie
+from stream.astrometry.tpv import project, sky_positions
+from stream.core.displacement import Trend, fit_displacement
+from stream.core.records import Astrometry, Distortion, Table
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+# Error of a PSF fit's place at S/N 1: sqrt(2) FWHM / 2.355 for a Gaussian on sky (King 1983).
+CENTROID_FWHM = 0.6
+RADIUS = (0.6, 2.0)  # px within which a star is its catalogue entry: four times the first solution's residuals
+MIN_PAIRS = 20  # fewer: the first solution stays
+BEST_PX = 0.005  # what no S/N buys, before the residuals say more (5 mas)
+CLIP = 4.0  # robust sigma
+MARGIN_PX = 20.0  # what a catalogue's star may have moved
+
+
+def refine(
+    first: Astrometry,
+    sources: Table,
+    gaia: Table,
+    jd_mid: float,
+    shape: tuple[int, int],
+    fwhm: float,
+    known: Distortion | None = None,
+    refraction: Refraction | None = None,
+) -> Astrometry:
+    """The solution of an image's PSF-fitted sources.
+
+    Parameters
+    ----------
+    first : Astrometry
+        From ``solve``: good to a fraction of a pixel everywhere.
+    sources : structured array
+        ``x``, ``y``, ``flux``, ``snr``, ``flags`` (SOURCE_DTYPE).
+    gaia : structured array, GAIA_DTYPE
+        Stars around the image.
+    fwhm : float
+        Seeing, px: what the stars' centroid errors scale with.
+    known : Distortion, optional
+        The channel's optics; without it the degree is what the data carry.
+    refraction : Refraction, optional
+        None: stars of all colours are where they are.
+
+    Returns
+    -------
+    Astrometry
+        With ``displacement``, ``centroid`` and ``refraction``; ``first`` itself where fewer than ``MIN_PAIRS`` pair.
+    """
+    stars = usable_stars(sources, shape)
+    stars = stars[stars.good & (stars.snr >= MIN_FIT_SNR)]
+    centre, linear = _linear_part(first)
+    pairs, j = _pair(first, stars, gaia, jd_mid, shape, fwhm)
+    if len(j) < MIN_PAIRS:
+        return first
+    shift = math.nan
+    if refraction is not None:
+        blue = bluer(gaia["bp_rp"][j])
+        shift = _fitted_shift(pairs, linear, blue, refraction)
+        lifted = shift / 3600.0 * blue[:, None] * np.array(refraction.zenith)
+        dec = pairs.dec + lifted[:, 1]
+        pairs = replace(pairs, ra=pairs.ra + lifted[:, 0] / np.cos(np.radians(dec)), dec=dec)
+    # In moving air the brightest stars are no better than others.
+    solution, fit = tie(replace(pairs, sigma=np.hypot(pairs.sigma, FLOOR_PX)), centre, linear, shape, known)
+    return _with_air(replace(solution, refraction=shift), pairs, fit, shape, fwhm, known)
+
+
+def _pair(
+    first: Astrometry, stars: Stars, gaia: Table, jd_mid: float, shape: tuple[int, int], fwhm: float
+) -> tuple[Pairs, I64]:
+    """Stars and their entries, and which entries those are."""
+    ny, nx = shape
+    centre, linear = _linear_part(first)
+    back = np.linalg.inv(linear).T
+    x, y = stars.p[:, 0] + (nx - 1) / 2, stars.p[:, 1] + (ny - 1) / 2
+    predicted = np.stack(project(*sky_positions(first.wcs, x, y), *centre), axis=1) @ back
+    # Entries near the image first: only their motion is worth computing.
+    with np.errstate(invalid="ignore"):
+        near = (
+            np.abs(np.stack(project(gaia["ra"], gaia["dec"], *centre), axis=1) @ back) < np.array([nx, ny]) / 2 + 20.0
+        )
+    entries = np.flatnonzero(near.all(axis=1))
+    ra, dec = propagate(gaia[entries], jd_mid, parallax=True)
+    places = np.stack(project(ra, dec, *centre), axis=1) @ back
+    scale = math.sqrt(abs(float(np.linalg.det(linear)))) * 3600.0
+    radius = float(np.clip(4.0 * max(first.rms_ra, first.rms_dec) / scale, *RADIUS))
+    if len(entries) == 0 or len(stars) == 0:
+        i, j = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    else:
+        i, j, _ = nearest_pairs(predicted, cKDTree(places), radius)
+    inside = int(np.count_nonzero((np.abs(places) <= np.array([nx, ny]) / 2).all(axis=1)))
+    sigma = np.hypot(BEST_PX, CENTROID_FWHM * fwhm / stars.snr[i])
+    sigma = np.hypot(sigma, position_errors(gaia[entries[j]], jd_mid) / scale)
+    before = places[j] - predicted[i]
+    return Pairs(stars.p[i], ra[j], dec[j], sigma, before, len(stars), inside, first.log_chance), entries[j]
+
+
+def _fitted_shift(pairs: Pairs, linear: F64, blue: F64, expected: Refraction) -> float:
+    """Refraction (arcsec a mag bluer) that the residuals show."""
+    scale = math.sqrt(abs(float(np.linalg.det(linear)))) * 3600.0
+    seen = -(pairs.before @ linear.T @ np.array(expected.zenith)) * 3600.0
+    seen -= np.median(seen)
+    keep = np.abs(seen) < CLIP * 1.4826 * np.median(np.abs(seen))
+    sigma = np.hypot(pairs.sigma, FLOOR_PX) * scale
+    return fit_shift(seen[keep], sigma[keep], blue[keep], expected) if keep.any() else expected.shift
+
+
+def _with_air(
+    solution: Astrometry, pairs: Pairs, fit: Fit, shape: tuple[int, int], fwhm: float, known: Distortion | None
+) -> Astrometry:
+    """The solution with the displacement field of what it leaves, and the error of a star's place."""
+    ny, nx = shape
+    trend = Trend(fit.degree)
+    if known is not None:
+        trend = Trend(fit.degree, known.mean - fit.coefficients, known.sigma)
+    # What is to be added to a place before it goes through the map: the map's own plane is the pixels' to 1e-2.
+    x, y = pairs.p[:, 0] + (nx - 1) / 2, pairs.p[:, 1] + (ny - 1) / 2
+    used = fit.used
+    dx, dy = fit.residuals[used].T
+    air = fit_displacement(x[used], y[used], dx, dy, pairs.sigma[used], shape, trend)
+    if air is None:
+        return solution
+    centroid = air.noise_scale * CENTROID_FWHM * fwhm, math.hypot(air.floor, air.noise_scale * BEST_PX)
+    return replace(solution, displacement=air, centroid=centroid)
+
+
+def _linear_part(first: Astrometry) -> tuple[tuple[float, float], F64]:
+    """Sky place (deg) of the image centre and deg per px there."""
+    x0, y0 = (float(v) - 1.0 for v in first.wcs.wcs.crpix)
+    step = 200.0
+    ra, dec = sky_positions(first.wcs, x0 + step * np.array([0, 1, -1, 0, 0]), y0 + step * np.array([0, 0, 0, 1, -1]))
+    xi, eta = project(ra, dec, float(ra[0]), float(dec[0]))
+    linear = np.array([[xi[1] - xi[2], xi[3] - xi[4]], [eta[1] - eta[2], eta[3] - eta[4]]]) / (2 * step)
+    return (float(ra[0]), float(dec[0])), linear
