@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from stream.astrometry import solve, wcs_cards
+from stream.astrometry import expected_refraction, refine, solve, wcs_cards
 from stream.calibrate import (
     CalibrateSettings,
     calibrate,
@@ -39,6 +39,7 @@ from stream.core.records import (
     Astrometry,
     Background,
     CalibratedImage,
+    CalibrationSet,
     Quadrant,
     QuadrantInputs,
     QuadrantReport,
@@ -66,7 +67,6 @@ from stream.photometry import (
     mark_sources,
     measure_sources,
     photometric_infobits,
-    with_sky_positions,
 )
 from stream.subtract import subtract
 
@@ -131,7 +131,7 @@ def process_quadrant(
             frames = inputs.calibration(raw.quadrant)
             image = calibrate(raw, frames, settings.calibrate)
         result.report.calids, result.report.notes = list(image.calids), list(image.notes)
-        result.science = make_science(image, inputs, settings, watch, frames.ghosts)
+        result.science = make_science(image, inputs, settings, watch, frames)
         report_science(result.report, result.science)
         if settings.subtract:
             search(result, inputs, settings, watch)
@@ -186,11 +186,12 @@ def make_science(
     inputs: QuadrantInputs,
     settings: ScienceSettings,
     watch: Stopwatch,
-    ghosts: GhostGeometry | None = None,
+    frames: CalibrationSet | None = None,
 ) -> ScienceImage:
     """From calibrated pixels to a science image: sky, WCS, PSF, sources, zero point, masks, quality word.
 
-    ``ghosts`` is the calibrated geometry of the channel's ghosts; None: the nominal one, and the notes say so.
+    ``frames`` tells the geometry of the channel's ghosts (without it the nominal one, and the notes say so) and what
+    is known of its distortion.
     """
     exposure = image.quadrant.exposure
     guess = nominal_wcs(settings.camera, exposure.ra, exposure.dec, image.quadrant.rcid)
@@ -201,7 +202,7 @@ def make_science(
         gaia = inputs.gaia(ra0, dec0, radius)
         gaia = gaia[gaia["phot_g_mean_mag"] < GAIA_FAINT_LIMIT]
         astrometry = solve(look.detections, gaia, guess, exposure.jd_mid, image.data.shape)
-    return measure_science(image, look, astrometry, inputs, (ra0, dec0, radius), watch, ghosts)
+    return measure_science(image, look, astrometry, inputs, (ra0, dec0, radius), watch, frames, gaia)
 
 
 def science_from_calibrated(
@@ -220,7 +221,7 @@ def science_from_calibrated(
     watch = watch or Stopwatch()
     image, look = first_look(image, ScienceSettings().detection_sigma, watch)
     cone = footprint_cone(astrometry, image.data.shape)
-    return measure_science(image, look, astrometry, inputs, cone, watch, None, zeropoint, seeing)
+    return measure_science(image, look, astrometry, inputs, cone, watch, None, None, zeropoint, seeing)
 
 
 def footprint_cone(astrometry: Astrometry, shape: tuple[int, ...]) -> tuple[float, float, float]:
@@ -237,14 +238,20 @@ def measure_science(
     inputs: QuadrantInputs,
     cone: tuple[float, float, float],
     watch: Stopwatch,
-    ghosts: GhostGeometry | None = None,
+    frames: CalibrationSet | None = None,
+    gaia: Table | None = None,
     zeropoint: ZeroPoint | None = None,
     seeing: float | None = None,
 ) -> ScienceImage:
-    """PSF, sources, zero point (unless given) and masks of an image whose WCS is known."""
+    """PSF, sources, zero point (unless given) and masks of an image whose WCS is known.
+
+    With ``gaia`` the WCS is a first one: it is fitted anew from the sources' places.
+    """
+    frames = frames or CalibrationSet()
     background, detections = look.background, look.detections
     noise = image.gain, image.readnoise
-    notes, infobits, e = image.notes, astrometry.infobits, image.quadrant.exposure
+    notes, e = image.notes, image.quadrant.exposure
+    infobits = 0
     with watch.step("psf"):
         try:
             psf = build_psf(image.data, background, detections, image.mask, *noise, image.saturate)
@@ -256,13 +263,20 @@ def measure_science(
             notes, infobits = (*notes, "psf_from_header"), infobits | Info.NO_PSF
     with watch.step("photometry"):
         sources, apertures = measure_sources(image.data, background, psf, detections, image.mask, *noise)
-        sources = with_sky_positions(sources, astrometry.wcs)
+    with watch.step("astrometry"):
+        if gaia is not None:
+            lifted = expected_refraction(e, cone[0], cone[1])
+            shape = image.data.shape
+            astrometry = refine(astrometry, sources, gaia, e.jd_mid, shape, psf.fwhm, frames.distortion, lifted)
+        sources["ra"], sources["dec"] = astrometry.sky_of(sources["x"], sources["y"])
+    infobits |= astrometry.infobits
     # The cloud rules count the calibrators of a whole quadrant; a header's number is of one, ours of what we see.
     share = 1.0 if zeropoint is not None else image.data.size / (FULL.nx * FULL.ny)
     with watch.step("zeropoint"):
         zeropoint = zeropoint or fit_zeropoint(sources, inputs.ps1(*cone), e.fid, image.data.shape)
     with watch.step("mask"):
-        mask, ghost_note = _mask_reflections(image, astrometry, inputs, cone, zeropoint.magzp, background.sigma, ghosts)
+        depths = zeropoint.magzp, background.sigma
+        mask, ghost_note = _mask_reflections(image, astrometry, inputs, cone, depths, frames.ghosts)
         notes += ghost_note
         mask = mark_sources(mask, sources)
         sources["flags"] = box_flags(mask & np.uint16(~SOURCE_BITS & 0xFFFF), sources["x"], sources["y"])
@@ -285,11 +299,14 @@ def _mask_reflections(
     astrometry: Astrometry,
     inputs: QuadrantInputs,
     cone: tuple[float, float, float],
-    magzp: float,
-    sigma: float,
+    depths: tuple[float, float],
     ghosts: GhostGeometry | None,
 ) -> tuple[U16, tuple[str, ...]]:
-    """The mask with halos and ghosts of bright stars, and a note where a ghost was placed by nominal geometry."""
+    """The mask with halos and ghosts of bright stars, and a note where a ghost was placed by nominal geometry.
+
+    ``depths`` are the zero point and the sky's noise (DN) a pixel.
+    """
+    magzp, sigma = depths
     exposure, wcs, scale = image.quadrant.exposure, astrometry.wcs, FULL.pixel_scale
     mask = mask_halos(image.mask, wcs, inputs.bright(*cone), scale, halo_limit(magzp, sigma))
     plane = focal_plane(wcs, image.quadrant.rcid, image.data.shape, (exposure.ra, exposure.dec))

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stream.astrometry.tpv import pixel_positions, sky_positions
+from stream.astrometry.tpv import pixel_positions
 from stream.core.records import Astrometry
 
 F64 = NDArray[np.float64]
@@ -18,11 +18,7 @@ F64 = NDArray[np.float64]
 
 def sky_of(astrometry: Astrometry, x: ArrayLike, y: ArrayLike) -> tuple[F64, F64]:
     """Sky places (ra 0..360, dec; deg) of pixels, first pixel (0, 0); NaN in, NaN out."""
-    xs, ys = np.atleast_1d(np.asarray(x, float)), np.atleast_1d(np.asarray(y, float))
-    if astrometry.displacement is not None and xs.size:
-        dx, dy, *_ = astrometry.displacement.at(xs, ys)
-        xs, ys = xs + dx.reshape(xs.shape), ys + dy.reshape(ys.shape)
-    return sky_positions(astrometry.wcs, xs, ys)
+    return astrometry.sky_of(x, y)
 
 
 def pixel_of(astrometry: Astrometry, ra: ArrayLike, dec: ArrayLike) -> tuple[F64, F64]:

@@ -220,6 +220,17 @@ class Astrometry:
     centroid: tuple[float, float] = (float("nan"), float("nan"))
     refraction: float = float("nan")
 
+    def sky_of(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Sky places (ra 0..360, dec; deg) of pixels, first pixel (0, 0), displacement included; NaN in, NaN out."""
+        xs, ys = np.atleast_1d(np.asarray(x, float)), np.atleast_1d(np.asarray(y, float))
+        if xs.size == 0:
+            return np.empty(xs.shape), np.empty(xs.shape)
+        if self.displacement is not None:
+            dx, dy, *_ = self.displacement.at(xs, ys)
+            xs, ys = xs + dx.reshape(xs.shape), ys + dy.reshape(ys.shape)
+        ra, dec = self.wcs.all_pix2world(xs, ys, 0)
+        return ra, dec
+
 
 @dataclass(frozen=True, slots=True)
 class ZeroPoint:

@@ -185,7 +185,7 @@ def _columns(
     xpos, ypos = (m.x + 1).astype(np.float32), (m.y + 1).astype(np.float32)
     # Exact in float32: half pixels and subtractions of numbers this close.
     edge = np.minimum.reduce([xpos, ypos, np.float32(nx + 0.5) - xpos, np.float32(ny + 0.5) - ypos])
-    ra, dec = science.astrometry.wcs.all_pix2world(m.x, m.y, 0)
+    ra, dec = science.astrometry.sky_of(m.x, m.y)
     with np.errstate(invalid="ignore", divide="ignore"):
         floats = {
             "xpos": xpos, "ypos": ypos, "magpsf": magpsf, "sigmapsf": sigmapsf, "chipsf": m.chi2,

@@ -199,7 +199,7 @@ def _known(line: Line, found: list[TrailFit], fwhm: float) -> bool:
 
 def _record(science: ScienceImage, fit: TrailFit, sign: int, row: int) -> Streak:
     line = fit.line
-    ra, dec = science.astrometry.wcs.all_pix2world([line.x1, line.x2], [line.y1, line.y2], 0)
+    ra, dec = science.astrometry.sky_of([line.x1, line.x2], [line.y1, line.y2])
     east = ((ra[1] - ra[0] + 180.0) % 360.0 - 180.0) * math.cos(math.radians(float(dec.mean())))
     north = dec[1] - dec[0]
     if east < 0 or (east == 0 and north < 0):

@@ -1,9 +1,8 @@
 """Photometry: sky, detection, PSF, fluxes, zero point and what they say about an image's quality.
 
 The pipeline calls them in this order: ``estimate_background``, ``detect``, ``build_psf``, ``measure_sources``,
-``with_sky_positions`` (astrometry comes between), ``fit_zeropoint``, ``mark_sources``, ``maglim``,
-``photometric_infobits``. ``forced_fluxes`` measures given places on any image, ``window_fluxes`` those of windows out
-of a difference image; ``fit_stars`` and what goes with it take saturated stars out of an image that is to be
+(the final astrometry comes between) ``fit_zeropoint``, ``mark_sources``, ``maglim``, ``photometric_infobits``.
+``forced_fluxes`` measures given places on any image, ``window_fluxes`` those of windows out of a difference image; ``fit_stars`` and what goes with it take saturated stars out of an image that is to be
 interpolated or subtracted.
 """
 
@@ -16,7 +15,6 @@ from stream.photometry.measure import (
     aperture_corrections,
     mark_sources,
     measure_sources,
-    with_sky_positions,
 )
 from stream.photometry.psf import build_psf
 from stream.photometry.quality import catalog_maglim, maglim, noise_area, photometric_infobits
@@ -66,5 +64,4 @@ __all__ = [
     "solve_relative",
     "subtract_stars",
     "window_fluxes",
-    "with_sky_positions",
 ]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import sep
-from astropy.wcs import WCS
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
@@ -243,14 +242,6 @@ def aperture_corrections(sources: Table) -> ApertureCorrections:
         values.append(float(np.median(kept)))
         errors.append(float(1.2533 * np.std(kept) / np.sqrt(len(kept))))
     return ApertureCorrections(tuple(values), tuple(errors), len(stars))
-
-
-def with_sky_positions(sources: Table, wcs: WCS) -> Table:
-    """The same sources with ``ra``, ``dec`` (deg, ICRS) from a WCS."""
-    out = sources.copy()
-    if len(out):
-        out["ra"], out["dec"] = wcs.all_pix2world(out["x"], out["y"], 0)
-    return out
 
 
 def mark_sources(mask: U16, sources: Table) -> U16:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from astropy.wcs import WCS
 from photometry_truth import GAIN, READNOISE, SATURATE, SKY, Truth, make_truth
 from photutils.aperture import CircularAperture, aperture_photometry
 from scipy.spatial import cKDTree
@@ -21,7 +20,6 @@ from stream.photometry import (
     estimate_background,
     mark_sources,
     measure_sources,
-    with_sky_positions,
 )
 
 
@@ -200,8 +198,6 @@ def test_no_detections_no_sources() -> None:
     assert len(sources) == 0
     assert sources.dtype == SOURCE_DTYPE
     assert corrections.n_stars == 0
-    wcs = WCS(naxis=2)
-    assert len(with_sky_positions(sources, wcs)) == 0
     assert (mark_sources(truth.mask, sources) == 0).all()
 
 
@@ -212,19 +208,6 @@ def test_wrong_input_is_refused() -> None:
         measure_sources(truth.data[1:], *args, truth.mask, GAIN, READNOISE)
     with pytest.raises(PhotometryError, match="gain above 0"):
         measure_sources(truth.data, *args, truth.mask, 0.0, READNOISE)
-
-
-def test_sky_positions_come_from_the_wcs() -> None:
-    truth = make_truth(2.2, n=30, seed=32)
-    sources = measure(truth, known_psf=True)
-    wcs = WCS(naxis=2)
-    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-    wcs.wcs.crval, wcs.wcs.crpix, wcs.wcs.cdelt = [150.0, 30.0], [256.5, 256.5], [-2.8e-4, -2.8e-4]
-    placed = with_sky_positions(sources, wcs)
-    x, y = wcs.all_world2pix(placed["ra"], placed["dec"], 0)
-    assert x == pytest.approx(sources["x"], abs=1e-6)
-    assert y == pytest.approx(sources["y"], abs=1e-6)
-    assert np.isnan(sources["ra"]).all()
 
 
 def test_marked_pixels_are_those_of_the_sources() -> None:
