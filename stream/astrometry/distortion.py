@@ -62,8 +62,8 @@ def learn_distortion(rcid: int, fid: int, solved: Sequence[Solved], shape: tuple
     used = [s for s in solved if s.n_matched >= MIN_STARS]
     if len(used) < MIN_EXPOSURES:
         raise AstrometryError(
-            f"channel {rcid}, filter {fid}: {len(used)} solutions with {MIN_STARS} stars or more, {MIN_EXPOSURES} needed: "
-            "process more images of rich fields"
+            f"channel {rcid}, filter {fid}: {len(used)} solutions with {MIN_STARS} stars or more, {MIN_EXPOSURES} "
+            "needed: process more images of rich fields"
         )
     all_of = np.stack([distortion_of(s.wcs, shape) for s in used])
     n = len(used)
