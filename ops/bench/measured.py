@@ -7,6 +7,7 @@ are asked for, all on the same calibrated pixels. What it returns is small enoug
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -127,9 +128,21 @@ def science_of(folder: Path, path: Path, qid: int = QID) -> tuple[ScienceImage, 
 Peer = Callable[[ScienceImage, Frame, Path, Table], Catalogue]
 
 
-def measure(unit: tuple[Path, Path, tuple[Peer, ...]], qid: int = QID) -> Frame:
-    """Everything about one exposure: folder of the field, packet, peers that measure it too."""
-    folder, path, peers = unit
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One exposure to measure: folder of the field, packet, quadrant, peers that measure it too. What peers found is
+    kept in ``cache`` and taken from there (delete it when calibration or masks have changed)."""
+
+    folder: Path
+    path: Path
+    peers: tuple[Peer, ...] = ()
+    cache: Path | None = None
+    qid: int = QID
+
+
+def measure(unit: Unit) -> Frame:
+    """Everything about one exposure."""
+    folder, path, qid = unit.folder, unit.path, unit.qid
     name = path.name.removesuffix(".fits.fz")
     truth, n_points, conditions = truth_of(folder, name, rcid_of(CCD, qid))
     frame = Frame(name, folder.name, conditions["seeing"], conditions, truth, n_points, np.zeros(0, bool), np.zeros(0))
@@ -145,8 +158,15 @@ def measure(unit: tuple[Path, Path, tuple[Peer, ...]], qid: int = QID) -> Frame:
     frame.gain, frame.maglim, frame.seconds = science.gain, science.maglim, dict(watch.seconds)
     _judge_truth(frame, science)
     frame.catalogues["ours"] = _ours(frame, science)
-    for peer in peers:
-        found = peer(science, frame, path, inputs.gaia(*cone))
+    for peer in unit.peers:
+        kept = unit.cache / folder.name / f"{name}-{peer.__name__}.pickle" if unit.cache else None
+        if kept and kept.exists():
+            found = pickle.loads(kept.read_bytes())
+        else:
+            found = peer(science, frame, path, inputs.gaia(*cone))
+        if kept and not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_bytes(pickle.dumps(found))
         frame.catalogues[found.name] = found
     return frame
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from ops.bench.fields import FIELDS, plan_of, simulate
-from ops.bench.measured import Frame, Peer, measure
+from ops.bench.measured import Frame, Unit, measure
 from ops.bench.measured_rows import Line, lines, summary
 from ops.bench.peers import available
 from stream.core.camera import FULL
@@ -51,7 +51,7 @@ def prepare(folder: Path, name: str, workers: int, console: Console) -> Path:
     return field
 
 
-def units(field: Path, exposures: int, peers: int) -> list[tuple[Path, Path, tuple[Peer, ...]]]:
+def units(field: Path, exposures: int, peers: int, cache: Path | None) -> list[Unit]:
     """The exposures of a field, spread over its seeing, and who else measures each."""
     paths = sorted((field / "raw" / "sci").rglob("*_o.fits*"))[:exposures]
     work = []
@@ -61,7 +61,7 @@ def units(field: Path, exposures: int, peers: int) -> list[tuple[Path, Path, tup
             for name, peer in available().items()
             if peer and k < min(peers, SLOW.get(name, peers)) and field.name not in SKIPPED.get(name, ())
         )
-        work.append((field, path, with_it))
+        work.append(Unit(field, path, with_it, cache))
     return work
 
 
@@ -69,10 +69,10 @@ def _start() -> None:
     threadpool_limits(1)
 
 
-def measure_field(field: Path, exposures: int, peers: int, workers: int, console: Console) -> list[Frame]:
+def measure_field(work: list[Unit], workers: int, console: Console) -> list[Frame]:
     """All exposures of a field, in processes of their own."""
-    work = units(field, exposures, peers)
-    frames = []
+    frames: list[Frame] = []
+    field = work[0].folder
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_start) as pool:
         for frame in pool.map(measure, work):
@@ -132,6 +132,7 @@ def main() -> int:
     parser.add_argument("--docs", type=Path, help="folder for the page and its plots")
     parser.add_argument("--real", type=Path, help="folder of the survey's real data")
     parser.add_argument("--keep", type=Path, help="folder of what was measured: read where it is, else written")
+    parser.add_argument("--peer-cache", type=Path, help="folder of what peers found, taken from there if it is")
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
     args = parser.parse_args()
     console = Console(stderr=True)
@@ -143,7 +144,7 @@ def main() -> int:
             frames = pickle.loads(kept.read_bytes())
         else:
             field = prepare(args.out, name, args.workers, console)
-            frames = measure_field(field, args.exposures, args.peers, args.workers, console)
+            frames = measure_field(units(field, args.exposures, args.peers, args.peer_cache), args.workers, console)
             if kept:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 kept.write_bytes(pickle.dumps(frames))

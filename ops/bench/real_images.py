@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy.spatial import cKDTree
 
-from ops.bench.measured import Frame, measure, places_on_sky, spread
+from ops.bench.measured import Frame, Unit, measure, places_on_sky, spread
 from ops.bench.measured_rows import MAG_BINS, found_figures, samples
 from stream.astrometry import solve
 from stream.core.camera import FULL, nominal_wcs
@@ -193,7 +193,7 @@ def listed_frames(data: Path, folder: Path, console: Console) -> list[Frame]:
         for kind in ("gaia", "ps1", "bright"):
             import_catalog(kind, [folder / f"{kind}.parquet"], str(folder / "store"))
     paths = sorted((folder / "raw" / "sci").rglob("*_o.fits*"))
-    return [measure((folder, path, ()), qid) for path in paths]
+    return [measure(Unit(folder, path, qid=qid)) for path in paths]
 
 
 def listed_table(data: Path, folder: Path, console: Console) -> str:

@@ -122,15 +122,16 @@ def _surface(x: F64, y: F64, residual: F64, sigma: F64, shape: tuple[int, int]) 
     columns = basis(x, y, shape, DEGREE)
     use = np.ones(len(x), bool)
     value: F64 = np.zeros(len(x))
-    coefficients = np.zeros(columns.shape[1])
+    coefficients: F64 = np.zeros(columns.shape[1])
     for _ in range(ROUNDS):
         weight = 1 / sigma[use]
-        coefficients = np.linalg.lstsq(columns[use] * weight[:, None], residual[use] * weight, rcond=None)[0]
+        found = np.linalg.lstsq(columns[use] * weight[:, None], residual[use] * weight, rcond=None)[0]
+        coefficients = np.asarray(found, np.float64)
         value = np.asarray(columns @ coefficients, np.float64)
         off = np.abs(residual - value)
         use = off <= CLIP * np.maximum(sigma, 1.4826 * float(np.median(off)))
-    found = ZeroPointMap(DEGREE, shape, tuple(map(float, coefficients)), (0.0,) * len(coefficients))
-    return found.expand(), value
+    fitted = ZeroPointMap(DEGREE, shape, tuple(map(float, coefficients)), (0.0,) * len(coefficients))
+    return fitted.expand(), value
 
 
 def _flat(rcid: int, newest: Exposure, shape: tuple[int, int]) -> CalibrationFrame:
