@@ -290,7 +290,7 @@ def measure_science(
     return ScienceImage(
         image.quadrant, image.data, mask, *noise, image.saturate, background, psf, astrometry, zeropoint, sources,
         depth, int(infobits), apertures.values, apertures.uncertainties, image.calids, notes,
-        image.age, cloud, look.tracks,
+        image.age, cloud, look.tracks, catalog_maglim(sources, zeropoint),
     )  # fmt: skip
 
 
@@ -411,7 +411,7 @@ def report_science(report: QuadrantReport, science: ScienceImage) -> None:
     report.nmatches, report.zpclrcov, report.zpmed = zp.n_matches, zp.zpclrcov, zp.zpmed
     report.clrmed, report.clrrms = zp.clrmed, zp.clrrms
     report.zpmap, report.zpmaprms = (list(zp.map.coefficients), zp.map.rms) if zp.map else ([], None)
-    report.maglimcat = catalog_maglim(science.sources, zp)
+    report.maglimcat = science.maglimcat
     report.astchi2, report.n_catalog = astrometry.chi_square, astrometry.n_catalog
     report.airmass, report.cal_age = science.quadrant.exposure.airmass, science.cal_age
     report.n_tracks, report.tracks = len(science.tracks), [track.kind for track in science.tracks]

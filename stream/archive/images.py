@@ -76,6 +76,7 @@ def science_cards(science: ScienceImage) -> dict[str, Any]:
     cards |= {
         "SEEING": (float(science.seeing), "median FWHM, pixel included [px]"),
         "MAGLIM": (float(science.maglim), "5-sigma limit at the centre [mag]"),
+        "MAGLIMCT": (float(science.maglimcat), "5-sigma limit by the catalogue's errors [mag]"),
         "INFOBITS": (science.infobits, _set_bits(science.infobits)),
         **{f"BIT{b.bit:02d}": (b.bit, b.meaning[:46].upper()) for b in INFO_BITS},
         "STATUS": (status_of(science.infobits), "overall processing flag: 0 bad, 1 usable"),
@@ -245,6 +246,7 @@ def decode_science(files: Mapping[str, bytes]) -> ScienceImage:
             notes=tuple(filter(None, str(h.get("NOTES", "")).split(","))),
             cal_age=h.get("CALAGE", nan),
             cloud=str(h.get("CLOUD", "")),
+            maglimcat=h.get("MAGLIMCT", nan),
             tracks=tuple(_read_track(track) for track in tracks if track),
         )
     except KeyError as error:

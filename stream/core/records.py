@@ -287,7 +287,8 @@ class ScienceImage:
     ``quadrant`` is that of the packet; for an image that came calibrated it is made from its header.
     ``data`` has its sky in; ``background.level`` is the sky. ``sources`` has ``SOURCE_DTYPE``. ``apcor`` is
     PSF_mag - AP_mag for ``APERTURE_DIAMETERS``. ``cal_age`` is that of ``CalibratedImage``, ``cloud`` the verdict of
-    the cloud rules (``clear``, or which are broken; empty: not judged).
+    the cloud rules (``clear``, or which are broken; empty: not judged). ``maglim`` is the formula's,
+    ``maglimcat`` that of the catalogue's errors.
     """
 
     quadrant: Quadrant
@@ -310,6 +311,7 @@ class ScienceImage:
     cal_age: float = float("nan")
     cloud: str = ""
     tracks: tuple[Track, ...] = ()
+    maglimcat: float = float("nan")
 
     @property
     def seeing(self) -> float:

@@ -19,6 +19,7 @@ MAX_TRACKS = 0.0053  # share of the pixels
 MAX_SEEING = 5.0  # arcsec
 MIN_MAGLIM = 17.5
 MIN_PSF_SOURCES = 10
+FEW_FAINT = 10
 MIN_SOURCES = 20
 MIN_CALIBRATORS = 30
 MIN_MATCHES = 5
@@ -48,16 +49,23 @@ def maglim(psf: PsfModel, background: Background, zeropoint: ZeroPoint | None, *
     sigma = float(background.rms[ny // 2, nx // 2])
     if zeropoint is None or not sigma > 0:
         return math.nan
-    flux = nsigma * sigma * math.sqrt(noise_area(psf, (nx - 1) / 2, (ny - 1) / 2))
-    return zeropoint.magzp - 2.5 * math.log10(flux)
+    middle = (nx - 1) / 2, (ny - 1) / 2
+    flux = nsigma * sigma * math.sqrt(noise_area(psf, *middle))
+    return float(zeropoint.at(*middle)) - 2.5 * math.log10(flux)
 
 
 def catalog_maglim(sources: Table, zeropoint: ZeroPoint | None, *, nsigma: float = 5.0) -> float:
-    """The same depth from the errors of the faint PSF sources (S/N 3 to 20); NaN where there are none."""
+    """The same depth from the errors of the faint PSF sources: of those with S/N 3 to 8, or, where these are fewer than
+    ten, up to 20; NaN where there are none.
+
+    It is 0.05 to 0.1 mag brighter than the formula's: real sources add photons and stand among others.
+    """
     if zeropoint is None:
         return math.nan
     with np.errstate(invalid="ignore"):
-        faint = sources["sigflux"][(sources["snr"] > 3) & (sources["snr"] < 20) & (sources["sigflux"] > 0)]
+        some = sources[(sources["snr"] > 3) & (sources["snr"] < 20) & (sources["sigflux"] > 0)]
+    faint = some["sigflux"][some["snr"] < 8]
+    faint = faint if len(faint) >= FEW_FAINT else some["sigflux"]
     if not len(faint):
         return math.nan
     return zeropoint.magzp - 2.5 * math.log10(nsigma * float(np.median(faint)))

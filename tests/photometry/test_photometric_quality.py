@@ -12,7 +12,7 @@ from synthetic import add_noise, paint
 
 from stream.core.flags import Info
 from stream.core.psf import PsfModel, gaussian_psf
-from stream.core.records import SOURCE_DTYPE, Background, ZeroPoint
+from stream.core.records import SOURCE_DTYPE, Background, ZeroPoint, ZeroPointMap
 from stream.photometry import (
     catalog_maglim,
     estimate_background,
@@ -56,11 +56,21 @@ def test_depth_needs_zero_point_and_noise() -> None:
     assert one - five == pytest.approx(2.5 * math.log10(5))
 
 
+def test_depth_is_that_of_the_middle_where_the_zero_point_varies() -> None:
+    flat = np.ones(SHAPE, np.float32)
+    background, psf = Background(flat * 100, flat * 5, 100, 5), gaussian_psf(2, SHAPE)
+    hump = ZeroPointMap(2, SHAPE, (0.0, 0, 0, -0.02, 0, -0.02), (0.0,) * 6)
+    assert maglim(psf, background, replace(ZP, map=hump)) - maglim(psf, background, ZP) == pytest.approx(0.02)
+
+
 def test_depth_of_a_catalogue() -> None:
     sources = np.zeros(30, SOURCE_DTYPE)
     sources["sigflux"], sources["snr"] = 20.0, np.linspace(1, 60, 30)
     sources["sigflux"][sources["snr"] > 20] = 500.0
     assert catalog_maglim(sources, ZP) == pytest.approx(26.3 - 2.5 * math.log10(100))
+    many = np.concatenate([sources, sources[:12]])
+    many["sigflux"][30:], many["snr"][30:] = 10.0, 5.0
+    assert catalog_maglim(many, ZP) == pytest.approx(26.3 - 2.5 * math.log10(50))
     assert math.isnan(catalog_maglim(sources, None))
     assert math.isnan(catalog_maglim(sources[:0], ZP))
 
