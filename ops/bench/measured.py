@@ -21,7 +21,7 @@ from scipy.spatial import cKDTree
 
 from ops.bench.fields import CCD, QID
 from stream.archive import ProductStore, StoreInputs
-from stream.astrometry import sky_positions
+from stream.astrometry import position_sigma, sky_of
 from stream.calibrate import calibrate
 from stream.core.camera import FULL
 from stream.core.errors import Permanent
@@ -82,6 +82,8 @@ class Frame:
     gain: float = float("nan")
     maglim: float = float("nan")
     bound: F64 = field(default_factory=lambda: np.zeros(0))  # px, Cramer-Rao bound of x of the point sources
+    # Stated errors of the mapping (arcsec, east and north) at the point sources' true pixel places.
+    stated: tuple[F64, F64] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     failure: str = ""
 
@@ -158,6 +160,7 @@ def measure(unit: Unit) -> Frame:
     frame.gain, frame.maglim, frame.seconds = science.gain, science.maglim, dict(watch.seconds)
     _judge_truth(frame, science)
     frame.catalogues["ours"] = _ours(frame, science)
+    frame.stated = position_sigma(science.astrometry, truth["x"][:n_points], truth["y"][:n_points])
     for peer in unit.peers:
         kept = unit.cache / folder.name / f"{name}-{peer.__name__}.pickle" if unit.cache else None
         if kept and kept.exists():
@@ -227,19 +230,10 @@ def sky_errors(frame: Frame, ra: F64, dec: F64) -> tuple[F64, F64]:
 def _ours(frame: Frame, science: ScienceImage) -> Catalogue:
     s = science.sources
     x, y = (frame.truth[k][: frame.n_points] for k in ("x", "y"))
-    ra, dec = places_on_sky(science.astrometry, x, y)
+    ra, dec = sky_of(science.astrometry, x, y)
     good = clean_places(science, s["x"], s["y"]) & np.isfinite(s["flux"]) & (s["sigflux"] > 0)
     seconds = sum(frame.seconds.get(step, 0.0) for step in ("background", "detect", "psf", "photometry"))
     return Catalogue("ours", s["x"], s["y"], s["flux"], s["sigflux"], good, seconds, sky_errors(frame, ra, dec))
-
-
-def places_on_sky(astrometry: Astrometry, x: F64, y: F64) -> tuple[F64, F64]:
-    """Sky places of pixel places, with whatever the astrometry knows beyond its WCS."""
-    shift = getattr(astrometry, "displacement", None)
-    if shift is not None:
-        dx, dy, *_ = shift.at(x, y)
-        x, y = x + dx, y + dy
-    return sky_positions(astrometry.wcs, x, y)
 
 
 def wcs_error(frame: Frame, n: int = 33) -> tuple[F64, F64]:
@@ -247,7 +241,7 @@ def wcs_error(frame: Frame, n: int = 33) -> tuple[F64, F64]:
     assert frame.astrometry is not None
     wcs = wcs_of(json.loads(frame.conditions["wcs"]))
     x, y = (g.ravel() for g in np.meshgrid(np.linspace(0, FULL.nx - 1, n), np.linspace(0, FULL.ny - 1, n)))
-    ra, dec = places_on_sky(frame.astrometry, x, y)
+    ra, dec = sky_of(frame.astrometry, x, y)
     true_x, true_y = wcs.to_pixel(ra, dec)
     return (true_x - x) * FULL.pixel_scale, (true_y - y) * FULL.pixel_scale
 

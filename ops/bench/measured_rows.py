@@ -110,6 +110,20 @@ def position_figures(parts: Sequence[Sample]) -> Figures:
     return out
 
 
+def stated_pulls(frames: Sequence[Frame]) -> float:
+    """Errors of the mapping at true stars over their stated errors: r.m.s. of an exposure, median of exposures."""
+    values = []
+    for frame in frames:
+        errors = frame.catalogues[OURS].sky_error if not frame.failure else None
+        if errors is None or frame.stated is None:
+            continue
+        x, y = (frame.truth[k][: frame.n_points] for k in ("x", "y"))
+        on = (x > -0.5) & (x < FULL.nx - 0.5) & (y > -0.5) & (y < FULL.ny - 0.5)
+        pulls = np.stack(errors)[:, on] / np.stack(frame.stated)[:, on]
+        values.append(float(np.sqrt(np.nanmean(pulls**2))))
+    return float(np.median(values)) if values else float("nan")
+
+
 def flux_figures(parts: Sequence[Sample]) -> Figures:
     """Pulls at S/N 5 to 100 and the bias of bright isolated stars: overall, by phase, by place, by exposure."""
     pulls = pooled(parts, lambda s: s.pull, 5, 100)
@@ -267,6 +281,9 @@ def lines(field_name: str, frames: Sequence[Frame]) -> list[Line]:
         "at every true star, the air's displacement counted; median exposure")  # fmt: skip
     add("sky places, worst corner", "40 mas", of(where, "corner"), "{:.1f} mas", lambda v: v <= 40,
         "worst of all exposures and corners (400 px)")  # fmt: skip
+    pulls = stated_pulls(frames)
+    add("sky places, pulls of the stated errors", "0.9 to 1.1", {OURS: pulls}, "{:.2f}", lambda v: 0.9 <= v <= 1.1,
+        "r.m.s. over true stars of an exposure, both axes; median exposure")  # fmt: skip
     bare = [np.sqrt(np.nanmean(np.square(wcs_error(f)))) * 1000 for f in frames if f.astrometry is not None]
     add("WCS against the true one without air", "-", {OURS: float(np.median(bare)) if bare else np.nan}, "{:.1f} mas",
         None, "grid over the quadrant; contains the air that the solution follows")  # fmt: skip

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy.spatial import cKDTree
 
-from ops.bench.measured import Frame, Unit, measure, places_on_sky, spread
+from ops.bench.measured import Frame, Unit, measure, spread
 from ops.bench.measured_rows import MAG_BINS, found_figures, samples
-from stream.astrometry import solve
+from stream.astrometry import sky_of, solve
 from stream.core.camera import FULL, nominal_wcs
 from stream.core.errors import Permanent
 from stream.core.records import BRIGHT_DTYPE, GAIA_DTYPE, PS1_DTYPE, Astrometry, ScienceImage, Table
@@ -126,7 +126,7 @@ def _against_header(image: CutOut, found: Astrometry) -> tuple[float, float]:
     """Distance of the solution's places from the header's over the cut-out, arcsec: median and largest."""
     ny, nx = image.science.data.shape
     x, y = (g.ravel() for g in np.meshgrid(np.linspace(0, nx - 1, 9), np.linspace(0, ny - 1, 9)))
-    ra, dec = places_on_sky(found, x, y)
+    ra, dec = sky_of(found, x, y)
     ra0, dec0 = image.science.astrometry.wcs.all_pix2world(x, y, 0)
     off = np.hypot((ra - ra0) * np.cos(np.radians(dec0)), dec - dec0) * 3600
     return float(np.median(off)), float(off.max())
