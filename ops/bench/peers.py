@@ -125,7 +125,8 @@ def source_extractor(science: ScienceImage, frame: Frame, path: Path, gaia: Tabl
         with fits.open(folder / "second.cat") as hdus:
             rows = np.asarray(hdus[2].data)
         errors = _scamp(science, frame, gaia, folder) if shutil.which("scamp") else None
-    fitted = np.isfinite(rows["XPSF_IMAGE"]) & (np.abs(rows["FLUX_PSF"]) < 1e29) & (rows["XPSF_IMAGE"] > 0)
+    # Where its PSF fit fails (in sharp seeing that of most faint sources) its other measures stand in.
+    fitted = (rows["FLUX_PSF"] > 0) & (rows["FLUX_PSF"] < 1e29) & (rows["XPSF_IMAGE"] > 0)
     x, y = (np.where(fitted, rows[f"{a}PSF_IMAGE"], rows[f"{a}WIN_IMAGE"]).astype(float) - 1 for a in "XY")
     flux = np.where(fitted, rows["FLUX_PSF"], rows["FLUX_AUTO"]).astype(float)
     sigma = np.where(fitted, rows["FLUXERR_PSF"], rows["FLUXERR_AUTO"]).astype(float)
@@ -186,7 +187,8 @@ def with_sep(science: ScienceImage, frame: Frame, path: Path, gaia: Table) -> Ca
     background = sep.Background(data, mask=bad, bw=128, bh=128)
     flat = data - background.back()
     rms = background.globalrms
-    found = sep.extract(flat, SIGNIFICANCE, err=rms, mask=bad, minarea=1, filter_kernel=kernel(frame.seeing))
+    level = threshold(frame.seeing)  # with a scalar error sep convolves, and the noise becomes smaller
+    found = sep.extract(flat, level, err=rms, mask=bad, minarea=1, filter_kernel=kernel(frame.seeing))
     x, y, _ = sep.winpos(flat, found["x"], found["y"], np.full(len(found), frame.seeing / 2.3548), mask=bad)
     flux, sigma, _ = sep.sum_circle(flat, x, y, float(APERTURE), err=rms, mask=bad, gain=science.gain)
     seconds = time.process_time() - start
