@@ -52,11 +52,12 @@ def _steps(reach: float, step: float) -> F64:
     return np.linspace(-1.0, 1.0, 2 * n + 1) * (reach * n / (n + 0.5)) if n else np.zeros(1)
 
 
-def vote(p: F64, u: F64, reach: float, grid: list[F64], n_best: int = 8) -> list[Candidate]:
+def vote(p: F64, u: F64, reach: float, grid: list[F64], n_best: int = 8, enough: float = math.inf) -> list[Candidate]:
     """Best offsets between ``p`` (n, 2) and ``u`` (m, 2), by counting pairs with equal offsets.
 
     For each matrix of ``grid`` the offsets ``u_j - matrix @ p_i`` of all pairs are counted in a 2-D histogram
-    out to ``reach`` px on each axis; true pairs pile up in one place, chance pairs spread evenly.
+    out to ``reach`` px on each axis; true pairs pile up in one place, chance pairs spread evenly. With a peak that
+    scores ``enough`` no further matrix is tried.
 
     Returns
     -------
@@ -91,6 +92,8 @@ def vote(p: F64, u: F64, reach: float, grid: list[F64], n_best: int = 8) -> list
             shift = (np.array([np.median(dx[mine]), np.median(dy[mine])]) - n / 2) * VOTE_BIN
             found.append(Candidate(score, matrix, shift))
             total[max(r - 2, 0) : r + 3, max(c - 2, 0) : c + 3] = 0.0
+        if max((c.score for c in found), default=0.0) >= enough:
+            break
     return _distinct(sorted(found, key=lambda c: (-c.score, *c.shift)), n_best)
 
 

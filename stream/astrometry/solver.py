@@ -62,7 +62,8 @@ FEW_PAIRS = 60
 # A cell of a 3 x 3 grid is asked whether it matches if it has so many stars; so large a share must.
 MIN_CELL_STARS = 8
 MIN_CELL_SHARE = 2 / 3
-MAX_FIT_STARS = 4000  # more do not make the fit better than its systematic floor
+MAX_FIT_STARS = 2000  # more do not make the fit better than its systematic floor; ``refine`` takes all
+CLEAR_PEAK = 20.0  # Poisson sigma: chance peaks of a whole search stay below 8
 # Hypotheses from lists longer than this product come too late to be of use to anybody (over a second).
 MAX_VOTES = 3_000_000
 # Chance pairs of a catalogue denser than this many stars in the circle would outnumber true ones.
@@ -154,12 +155,16 @@ def _hypotheses(stars: Stars, catalogue: Catalogue, frame: Frame, reach: float) 
     """Grown hypotheses, the most likely first; brightest stars first, then deeper lists."""
     grid = search_grid(frame.half_diagonal, reach_rotation(frame.dec0), REACH_SCALE)
     for few, some in _levels(stars, catalogue, frame):
-        candidates = vote(few.p, some.u, reach, grid)
         log_trials = math.log10(len(grid) * (2 * reach / 5.0) ** 2)
-        for candidate in candidates:
-            match = _grow(candidate, (few, some), (stars, catalogue), frame, log_trials)
-            if match is not None:
-                yield match
+        # Most images are turned by little, where the grid begins: a clear peak there spares the rest of it.
+        for enough in (CLEAR_PEAK, math.inf):
+            candidates = vote(few.p, some.u, reach, grid, enough=enough)
+            for candidate in candidates:
+                match = _grow(candidate, (few, some), (stars, catalogue), frame, log_trials)
+                if match is not None:
+                    yield match
+            if not candidates or candidates[0].score < CLEAR_PEAK:
+                break  # that was all of it
 
 
 def _levels(stars: Stars, catalogue: Catalogue, frame: Frame) -> Iterator[tuple[Stars, Catalogue]]:

@@ -7,8 +7,8 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 from numpy.lib.recfunctions import drop_fields
-from starry_fields import JD_MID, Field, gaia_cone, make_field, observe, plain_wcs
 
+from ops.bench.starfields import JD_MID, Field, gaia_cone, make_field, observe, plain_wcs
 from stream.astrometry import pixel_positions, sky_positions, solve, wcs_cards
 from stream.core.camera import FULL, SMALL, nominal_wcs
 from stream.core.errors import AstrometryError

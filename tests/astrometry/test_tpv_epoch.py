@@ -14,8 +14,8 @@ from astropy.time import Time
 from astropy.wcs import WCS
 from hypothesis import given
 from hypothesis import strategies as st
-from starry_fields import make_field
 
+from ops.bench.starfields import make_field
 from stream.astrometry import pixel_positions, project, propagate, sky_positions, solve, tpv_wcs, wcs_cards
 from stream.astrometry.epoch import position_errors
 from stream.astrometry.fit import degree_allowed, fit_map

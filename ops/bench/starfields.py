@@ -1,8 +1,11 @@
-"""Simulated fields with known truth: a camera with distortion, a sky of stars, what a detector makes of them."""
+"""Lists of stars with known truth: a camera with distortion, a sky, what a detector makes of it, and what spoils that.
+
+What astrometry is tested with where pixels do not matter.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from astropy.wcs import WCS
@@ -122,8 +125,21 @@ def observe(rng, gaia, truth: WCS, shape, limit=20.3, complete=0.92, spurious=0.
     return out[rng.permutation(len(out))], int(n_true)
 
 
-def make_field(seed, camera: Camera, density, **how) -> Field:
-    """A random place, guess off by up to 4 arcmin, 0.3 deg and 1 %."""
+def add_cluster(rng, gaia, n: int) -> np.ndarray:
+    """The catalogue with ``n`` stars piled up within arcminutes of one of its own."""
+    if len(gaia) == 0:
+        return gaia
+    more = gaia[rng.integers(0, len(gaia), n)].copy()
+    middle, r = gaia[rng.integers(0, len(gaia))], 0.02 * np.abs(rng.standard_cauchy(n)).clip(0, 5)
+    angle = rng.uniform(0, 2 * np.pi, n)
+    more["dec"] = (middle["dec"] + r * np.sin(angle)).clip(-89.9, 89.9)
+    more["ra"] = (middle["ra"] + r * np.cos(angle) / np.cos(np.radians(more["dec"]))) % 360
+    more["source_id"] = gaia["source_id"].max() + 1 + np.arange(n)
+    return np.concatenate([gaia, more])
+
+
+def make_field(seed, camera: Camera, density, cluster=0, **how) -> Field:
+    """A random place, guess off by up to 4 arcmin, 0.3 deg and 1 %; ``cluster`` more stars are piled up in one spot."""
     rng = np.random.default_rng(seed)
     ra, dec = rng.uniform(0, 360), np.degrees(np.arcsin(rng.uniform(-0.99, 1.0)))
     guess = plain_wcs(camera, ra, dec)
@@ -136,5 +152,89 @@ def make_field(seed, camera: Camera, density, **how) -> Field:
     truth = true_wcs(rng, camera, ra_t, dec_t, angle, rng.uniform(0.99, 1.01))
     radius = max(camera.shape) / 2 * camera.pixel_scale / 3600 * 1.02 + 6 / 60
     gaia = gaia_cone(rng, ra, dec, radius, density)
+    if cluster:
+        gaia = add_cluster(rng, gaia, cluster)
     detections, n_seen = observe(rng, gaia, truth, camera.shape, **how)
     return Field(detections, gaia, guess, truth, camera.shape, n_seen)
+
+
+@dataclass(frozen=True, slots=True)
+class Hardship:
+    """What a field is like, and what is wrong with it."""
+
+    density: float  # Gaia stars a square degree
+    limit: float  # of the detections, mag: cloud takes the faint ones
+    complete: float  # share of the stars that are detected
+    trails: int
+    halos: int
+    cluster: bool
+    wrong_sky: bool  # the catalogue is of another place: nothing may be accepted
+
+
+def draw_hardship(rng: np.random.Generator) -> Hardship:
+    """From the pole of the Galaxy under cloud to its plane; a tenth of the catalogues are of elsewhere."""
+    density = 10 ** rng.uniform(2.0, 4.5)
+    cloud = rng.random() < 0.2
+    return Hardship(
+        float(density),
+        float(rng.uniform(16.5, 20.3)) if cloud else 20.3,
+        float(rng.uniform(0.7, 0.95)),
+        int(rng.integers(1, 4)) if rng.random() < 0.3 else 0,
+        int(rng.integers(1, 3)) if rng.random() < 0.3 else 0,
+        bool(rng.random() < 0.1),
+        bool(rng.random() < 0.1),
+    )
+
+
+def hard_field(seed: int, camera: Camera) -> tuple[Field, Hardship]:
+    """A field of many difficulties: a fifth of the detections spurious, a tenth galaxies, and what was drawn."""
+    rng = np.random.default_rng([seed, 77])
+    how = draw_hardship(rng)
+    field = make_field(
+        [seed, 78], camera, how.density, limit=how.limit, complete=how.complete, spurious=0.2, galaxies=0.1,
+        cluster=300 if how.cluster else 0,
+    )  # fmt: skip
+    detections = field.detections
+    for _ in range(how.trails):
+        detections = np.concatenate([detections, _trail(rng, camera.shape)])
+    for _ in range(how.halos):
+        detections = _with_halo(rng, detections, camera)
+    gaia = field.gaia
+    if how.wrong_sky:
+        radius = max(camera.shape) / 2 * camera.pixel_scale / 3600 * 1.02 + 0.1
+        gaia = gaia_cone(rng, *field.guess.wcs.crval, radius, how.density)
+    return replace(field, detections=detections[rng.permutation(len(detections))], gaia=gaia), how
+
+
+def _spurious(x, y, flux) -> np.ndarray:
+    out = np.zeros(len(x), DETECTION_DTYPE)
+    out["x"], out["y"], out["flux"] = x, y, flux
+    out["snr"], out["peak"], out["a"], out["b"], out["npix"] = np.sqrt(flux) + 5, flux / 9, 1.5, 1.0, 12
+    return out
+
+
+def _trail(rng, shape) -> np.ndarray:
+    """Pieces of an unmasked trail: tens to hundreds of bright detections on a line."""
+    ny, nx = shape
+    n = int(rng.integers(30, 300))
+    t, angle = np.sort(rng.uniform(-1.2, 1.2, n)), rng.uniform(0, np.pi)
+    x = nx / 2 + rng.uniform(-nx / 4, nx / 4) + t * nx * np.cos(angle) + rng.normal(0, 0.7, n)
+    y = ny / 2 + rng.uniform(-ny / 4, ny / 4) + t * ny * np.sin(angle) + rng.normal(0, 0.7, n)
+    on = (x > 0) & (x < nx - 1) & (y > 0) & (y < ny - 1)
+    return _spurious(x[on], y[on], 10 ** rng.uniform(3, 5) * rng.uniform(0.5, 1.5, on.sum()))
+
+
+def _with_halo(rng, detections, camera: Camera) -> np.ndarray:
+    """The detections with those in a bright star's halo lost and its rim and spikes detected instead."""
+    ny, nx = camera.shape
+    x0, y0, radius = rng.uniform(0, nx), rng.uniform(0, ny), 367.0 / camera.pixel_scale
+    r = np.hypot(detections["x"] - x0, detections["y"] - y0)
+    kept = detections[(r > radius) | (rng.random(len(r)) < 0.3)]
+    n = int(rng.integers(30, 200))
+    angle = rng.uniform(0, 2 * np.pi, n)
+    spike = rng.random(n) < 0.3
+    angle[spike] = np.pi / 4 * rng.integers(0, 8, spike.sum())
+    at = np.where(spike, rng.uniform(0, radius, n), radius + rng.normal(0, 4, n))
+    x, y = x0 + at * np.cos(angle), y0 + at * np.sin(angle)
+    on = (x > 0) & (x < nx - 1) & (y > 0) & (y < ny - 1)
+    return np.concatenate([kept, _spurious(x[on], y[on], 10 ** rng.uniform(2.5, 4.5, on.sum()))])
