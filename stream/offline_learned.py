@@ -1,4 +1,4 @@
-"""What a channel's own images teach, from the products in the store: ghosts' geometry and persistent artefacts."""
+"""What a channel's own images teach, from the products in the store: ghosts, persistent artefacts, distortion."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from stream.archive import ProductStore, StoreInputs, read_mask, read_science_product
-from stream.archive.learned import channel_products, read_sightings, write_ghosts, write_persistent
+from stream.archive.learned import (
+    channel_products,
+    read_sightings,
+    read_solutions,
+    write_distortion,
+    write_ghosts,
+    write_persistent,
+)
+from stream.astrometry.distortion import learn_distortion
 from stream.calibrate import calibrate_ghosts, ghost_sample
 from stream.calibrate.ghosts import GhostSample
 from stream.calibrate.persistent import learn_persistent
@@ -14,18 +22,20 @@ from stream.core.camera import FULL
 from stream.core.errors import Permanent, UsageError
 from stream.core.flags import Info
 from stream.core.ghosts import FIELD_RADIUS
+from stream.core.identity import FILTER_CODES
 from stream.core.records import Row
 
 Progress = Callable[[int, int, str], None]
 # Exposures that are read for ghosts; more sharpen the geometry no further than the layout's own error.
 MAX_GHOST_EXPOSURES = 60
+MAX_SOLUTIONS = 200  # newest exposures of a channel that its distortion is learned from: optics change with the seasons
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """What one channel taught: ``figures`` of it, or ``error``, why it did not."""
 
-    kind: str  # ghosts or persistent
+    kind: str  # ghosts, persistent or distortion
     rcid: int
     n_exposures: int
     figures: Row
@@ -83,3 +93,36 @@ def learn_artefacts(store: ProductStore, rcid: int, first: str, last: str, progr
     path = write_persistent(store, rcid, mask, nights, len(products))
     figures = {"pixels": int((mask != 0).sum()), "detections": len(seen.x), "nights": len(nights), "path": path}
     return Lesson("persistent", rcid, len(products), figures)
+
+
+def learn_optics(store: ProductStore, rcid: int, first: str, last: str, progress: Progress) -> Lesson:
+    """Learn a channel's distortion in every filter from the solutions of its science images, and store it.
+
+    Raises
+    ------
+    UsageError
+        The store has no science image of that channel and time.
+    """
+    products = channel_products(store, rcid, "_sciimg.fits.fz", first, last)[-MAX_SOLUTIONS:]
+    if not products:
+        raise UsageError(f"no science images of channel {rcid} from {first} to {last}: run `ztf-stream process` first")
+    solutions = []
+    for product in products:
+        solutions += read_solutions(store, [product])
+        progress(len(solutions), len(products), "distortion")
+    models, errors = [], []
+    for fid in sorted({fid for fid, _, _ in solutions}):
+        mine = [(solved, shape) for of, solved, shape in solutions if of == fid]
+        try:
+            models.append(learn_distortion(rcid, fid, [solved for solved, _ in mine], mine[-1][1]))
+        except Permanent as error:
+            errors.append(str(error))
+    if not models:
+        return Lesson("distortion", rcid, len(products), {}, "; ".join(errors))
+    path = write_distortion(store, rcid, models)
+    figures: Row = {}
+    for model in models:
+        code = FILTER_CODES[model.fid]
+        figures[f"{code}_exposures"] = model.n_exposures
+        figures[f"{code}_scatter_px"] = float(model.sigma[3:].mean())
+    return Lesson("distortion", rcid, len(products), {**figures, "path": path})

@@ -178,6 +178,21 @@ def read_hdus(data: bytes) -> list[Extension]:
         raise MessageError(f"{len(data)} bytes are no readable FITS: {type(error).__name__}: {error}") from error
 
 
+def read_header(data: bytes, name: str) -> fits.Header:
+    """The header of one extension, as of an image that is not compressed; its pixels stay unread.
+
+    Raises
+    ------
+    MessageError
+        Not FITS, damaged, or no such extension.
+    """
+    try:
+        with fits.open(io.BytesIO(data), memmap=False) as hdus:
+            return hdus[name].header.copy()
+    except Exception as error:  # as above
+        raise MessageError(f"{len(data)} bytes are no FITS with {name}: {type(error).__name__}: {error}") from error
+
+
 def _extension(hdu: Any) -> Extension:
     data = hdu.data
     if data is not None:

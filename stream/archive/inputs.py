@@ -132,6 +132,7 @@ class StoreInputs:
             instrument=model if isinstance(model, InstrumentModel) else None,
             persistent=learned.persistent,
             ghosts=learned.ghosts,
+            distortion=learned.distortion.get(fid),
         )
 
     def _frame(self, quadrant: Quadrant, kind: str, fid: int, rcid: int) -> CalibrationFrame | None:

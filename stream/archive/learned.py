@@ -1,4 +1,4 @@
-"""What was learned about a readout channel from its own images: geometry of ghosts, map of persistent artefacts.
+"""What was learned about a readout channel from its own images: geometry of ghosts, persistent artefacts, distortion.
 
 One current version each, under ``det/ccdCC/qQ``: unlike a night's frames they belong to the camera.
 """
@@ -6,9 +6,10 @@ One current version each, under ``det/ccdCC/qQ``: unlike a night's frames they b
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,8 +24,13 @@ from stream.archive.store import ProductStore
 from stream.core.errors import MessageError, StoreUnavailable, UsageError
 from stream.core.flags import Mask
 from stream.core.ghosts import GhostGeometry
-from stream.core.identity import ccd_qid_of
-from stream.core.records import U16, Sightings
+from stream.core.identity import FILTER_CODES, ccd_qid_of
+from stream.core.records import U16, Distortion, Sightings
+
+if TYPE_CHECKING:
+    from stream.astrometry.distortion import Solved
+
+Shape = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +39,11 @@ class Learned:
 
     ghosts: GhostGeometry | None = None
     persistent: U16 | None = None
+    distortion: Mapping[int, Distortion] = field(default_factory=dict)  # by filter
 
 
 def learned_path(rcid: int, file: str) -> str:
-    """Path of ``ghosts.json`` or ``persistent.fits.fz`` of a channel."""
+    """Path of ``ghosts.json``, ``persistent.fits.fz`` or ``distortion.json`` of a channel."""
     ccdid, qid = ccd_qid_of(rcid)
     return f"det/ccd{ccdid:02d}/q{qid}/{file}"
 
@@ -63,12 +70,29 @@ def write_persistent(store: ProductStore, rcid: int, mask: U16, nights: Sequence
     return path
 
 
+def write_distortion(store: ProductStore, rcid: int, models: Sequence[Distortion]) -> str:
+    """Store a channel's distortion, one model a filter, those of other filters kept; its path."""
+    path = learned_path(rcid, "distortion.json")
+    old = store.find(path)
+    row = {} if old is None else read_json(old)
+    for model in models:
+        row[FILTER_CODES[model.fid]] = {
+            "mean": model.mean.tolist(),
+            # JSON has no infinity: null where nothing is known.
+            "sigma": [[value if math.isfinite(value) else None for value in pair] for pair in model.sigma.tolist()],
+            "n_exposures": model.n_exposures,
+            "nights": list(model.nights),
+        }
+    store.write(path, json_bytes(row))
+    return path
+
+
 class LearnedShelf:
     """Reads what was learned, each file again only when it changed."""
 
     def __init__(self, store: ProductStore) -> None:
         self._store = store
-        self._known: dict[int, tuple[tuple[str | None, str | None], Learned]] = {}
+        self._known: dict[int, tuple[tuple[str | None, ...], Learned]] = {}
 
     def of(self, rcid: int) -> Learned:
         """What is known of a channel now.
@@ -78,14 +102,17 @@ class LearnedShelf:
         StoreUnavailable
             A file went away while it was read: the next try finds the new one.
         """
-        paths = [learned_path(rcid, file) for file in ("ghosts.json", "persistent.fits.fz")]
-        stamps = self._store.stamp(paths[0]), self._store.stamp(paths[1])
+        paths = [learned_path(rcid, file) for file in ("ghosts.json", "persistent.fits.fz", "distortion.json")]
+        stamps = tuple(self._store.stamp(path) for path in paths)
         known = self._known.get(rcid)
         if known is not None and known[0] == stamps:
             return known[1]
         ghosts = None if stamps[0] is None else _ghosts(self._read(paths[0]))
         persistent = None if stamps[1] is None else _persistent(self._read(paths[1]))
-        self._known = {rcid: (stamps, Learned(ghosts, persistent))}  # a worker's channels come in turns; maps are large
+        distortion = {} if stamps[2] is None else _distortion(rcid, self._read(paths[2]))
+        self._known = {
+            rcid: (stamps, Learned(ghosts, persistent, distortion))
+        }  # a worker's channels come in turns; maps are large
         return self._known[rcid][1]
 
     def _read(self, path: str) -> bytes:
@@ -106,6 +133,34 @@ def _persistent(data: bytes) -> U16:
     if len(extensions) < 2:
         raise MessageError("not a map of persistent artefacts")
     return as_unsigned(extensions[1].image())
+
+
+def _distortion(rcid: int, data: bytes) -> dict[int, Distortion]:
+    row, models = read_json(data), {}
+    try:
+        for fid, code in FILTER_CODES.items():
+            if code in row:
+                one = row[code]
+                sigma = [[math.inf if value is None else float(value) for value in pair] for pair in one["sigma"]]
+                mean, nights = np.asarray(one["mean"], float).reshape(15, 2), (one["nights"][0], one["nights"][1])
+                models[fid] = Distortion(rcid, fid, mean, np.reshape(sigma, (15, 2)), int(one["n_exposures"]), nights)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise MessageError(f"not a distortion of channel {rcid} of ours: {error}") from error
+    return models
+
+
+def read_solutions(store: ProductStore, products: Sequence[tuple[str, str, str]]) -> list[tuple[int, Solved, Shape]]:
+    """Filter, solution and image shape of ``sciimg.fits.fz`` files, from their headers."""
+    from astropy.wcs import WCS
+
+    from stream.astrometry.distortion import Solved
+
+    found = []
+    for _, night, path in products:
+        header = fitsio.read_header(store.read(path), "SCIIMG")
+        shape = int(header["NAXIS2"]), int(header["NAXIS1"])
+        found.append((int(header["FILTERID"]), Solved(WCS(header), int(header.get("ASTROMN", 0)), night), shape))
+    return found
 
 
 def channel_products(store: ProductStore, rcid: int, ending: str, first: str, last: str) -> list[tuple[str, str, str]]:

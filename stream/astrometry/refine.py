@@ -32,6 +32,7 @@ CENTROID_FWHM = 0.6
 RADIUS = (0.6, 2.0)  # px within which a star is its catalogue entry: four times the first solution's residuals
 MIN_PAIRS = 20  # fewer: the first solution stays
 BEST_PX = 0.005  # what no S/N buys, before the residuals say more (5 mas)
+FEW_STARS = 500
 CLIP = 4.0  # robust sigma
 MARGIN_PX = 20.0  # what a catalogue's star may have moved
 
@@ -70,6 +71,23 @@ def refine(
     """
     stars = usable_stars(sources, shape)
     stars = stars[stars.good & (stars.snr >= MIN_FIT_SNR)]
+    solution = first
+    # A first solution of few stars may be a pixel or two off in the corners: their stars pair with the second one.
+    for _ in range(2 if first.n_matched < FEW_STARS else 1):
+        solution = _once(solution, stars, gaia, jd_mid, shape, fwhm, known, refraction)
+    return solution
+
+
+def _once(
+    first: Astrometry,
+    stars: Stars,
+    gaia: Table,
+    jd_mid: float,
+    shape: tuple[int, int],
+    fwhm: float,
+    known: Distortion | None,
+    refraction: Refraction | None,
+) -> Astrometry:
     centre, linear = _linear_part(first)
     pairs, j = _pair(first, stars, gaia, jd_mid, shape, fwhm)
     if len(j) < MIN_PAIRS:
@@ -108,7 +126,7 @@ def _pair(
     if len(entries) == 0 or len(stars) == 0:
         i, j = np.zeros(0, np.int64), np.zeros(0, np.int64)
     else:
-        i, j, _ = nearest_pairs(predicted, cKDTree(places), radius)
+        i, j, _ = nearest_pairs(predicted, cKDTree(places, balanced_tree=False, compact_nodes=False), radius)
     inside = int(np.count_nonzero((np.abs(places) <= np.array([nx, ny]) / 2).all(axis=1)))
     sigma = np.hypot(BEST_PX, CENTROID_FWHM * fwhm / stars.snr[i])
     sigma = np.hypot(sigma, position_errors(gaia[entries[j]], jd_mid) / scale)

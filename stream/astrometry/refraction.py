@@ -48,7 +48,7 @@ def expected_refraction(exposure: Exposure, ra: float, dec: float) -> Refraction
     up = math.sin(latitude) * math.sin(d) + math.cos(latitude) * math.cos(d) * math.cos(hour)
     if not up > math.sin(LOWEST_ALTITUDE):
         return None
-    east = -math.cos(latitude) * math.sin(hour)
+    east = math.cos(latitude) * math.sin(hour)
     north = math.sin(latitude) * math.cos(d) - math.cos(latitude) * math.sin(d) * math.cos(hour)
     horizontal = math.hypot(east, north)
     if horizontal < 1e-6:

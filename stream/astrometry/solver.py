@@ -266,7 +266,7 @@ def _pairs(
     area = max(float(np.prod(high - low)), 1.0)
     crowd = math.sqrt(MAX_STARS_IN_CIRCLE * area / (math.pi * max(n_inside, 1)))
     radius = min(radius, crowd)
-    tree = cKDTree(catalogue.u)
+    tree = cKDTree(catalogue.u, balanced_tree=False, compact_nodes=False)
     i, j, _ = nearest_pairs(predicted, tree, radius)
     return i, j, radius, chance_rate(predicted, tree, radius, area, n_inside), n_inside
 
@@ -275,7 +275,7 @@ def _pair_and_fit(
     stars: Stars, catalogue: Catalogue, predicted: F64, frame: Frame, degree: int, radius: float
 ) -> Fit | None:
     """Pair, then fit the map from pixels to the catalogue's plane; None where there is nothing to hold it."""
-    tree = cKDTree(catalogue.u)
+    tree = cKDTree(catalogue.u, balanced_tree=False, compact_nodes=False)
     i, j, _ = nearest_pairs(predicted, tree, radius)
     if len(i) < MIN_PAIRS:
         return None

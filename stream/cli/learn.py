@@ -1,4 +1,4 @@
-"""``ztf-stream calibration ghosts|persistent``: what a channel's own images in the store teach about it."""
+"""``ztf-stream calibration ghosts|persistent|distortion``: what a channel's own images in the store teach about it."""
 
 from __future__ import annotations
 
@@ -46,6 +46,19 @@ def persistent(
     from stream.offline_learned import learn_artefacts
 
     _learn(learn_artefacts, rcid, first, last, store, as_json)
+
+
+def distortion(
+    rcid: Channels, first: First = "00000000", last: Last = "99999999", store: Store = None, as_json: AsJson = False
+) -> None:
+    """Learn the optics' distortion in every filter from the solutions of the science images in the store.
+
+    Wants five exposures or more of fields with 400 Gaia stars. Every later image's solution leans on it, the more the
+    fewer stars it has; run it after a night, again and again.
+    """
+    from stream.offline_learned import learn_optics
+
+    _learn(learn_optics, rcid, first, last, store, as_json)
 
 
 def _learn(

@@ -63,7 +63,7 @@ class Displacement:
 
     ``dx``, ``dy``, ``sigma_x``, ``sigma_y`` (n_y, n_x) float32 px; the nodes lie evenly from the first to the last
     pixel of an image of ``shape`` (ny, nx). The sigmas are of the field at a point, polynomial included, not of a star.
-    ``spread`` (px, x and y) and ``length`` (px) are those of the field, ``floor`` (px) the noise of a star beyond
+    ``spread`` (px, an axis) and ``length`` (px) are those of the field, ``floor`` (px) the noise of a star beyond
     ``noise_scale`` times its stated one; ``n_stars`` were used.
     """
 
@@ -72,7 +72,7 @@ class Displacement:
     sigma_x: F32
     sigma_y: F32
     shape: tuple[int, int]
-    spread: tuple[float, float]
+    spread: float
     length: float
     floor: float
     noise_scale: float
@@ -157,21 +157,17 @@ def fit_displacement(
     nodes = np.stack(np.meshgrid(*(np.linspace(-a, a, NODES) for a in aspect)), axis=-1).reshape(-1, 2)
     field, error = _krige(cells, nodes, aspect, trend, law)
     dx, dy, sigma_x, sigma_y = (np.ascontiguousarray(v.reshape(NODES, NODES), np.float32) for v in (*field.T, *error.T))
-    spread = float(math.sqrt(law.field[0])), float(math.sqrt(law.field[1]))
-    size = float(np.sqrt(np.mean(law.noise)))
-    return Displacement(
-        dx, dy, sigma_x, sigma_y, shape, spread, law.length * max(nx, ny) / 2, floor * size, scale * size, len(places)
-    )
+    spread, length = math.sqrt(law.field), law.length * max(nx, ny) / 2
+    return Displacement(dx, dy, sigma_x, sigma_y, shape, spread, length, floor, scale, len(places))
 
 
 @dataclass(frozen=True, slots=True)
 class Law:
-    """How the field varies (``length`` in half longer sides, ``field`` (2,) px^2) and the noise: ``noise`` (2,) times
-    the cells' variances. ``evidence`` is the log of the likelihood."""
+    """How the field varies: ``length`` in half longer sides, ``field`` its variance an axis, px^2. ``evidence`` is the
+    log of the likelihood."""
 
     length: float
-    field: F64
-    noise: F64
+    field: float
     evidence: float
 
 
@@ -201,7 +197,7 @@ def _noise(places: F64, residuals: F64, stated: F64) -> tuple[Bools, float, floa
     The differences between nearest neighbours have no field in them; over bins of stated variance their robust
     variance is a line whose slope and intercept are scale^2 and twice floor^2.
     """
-    tree = cKDTree(places)
+    tree = cKDTree(places, balanced_tree=False, compact_nodes=False)
     near = tree.query(places, k=min(NEIGHBOURS, len(places) - 1) + 1)[1][:, 1:]
     off = residuals - np.sort(residuals[near], axis=1)[:, near.shape[1] // 2]
     size = np.hypot(off[:, 0], off[:, 1])
@@ -250,10 +246,10 @@ def _design(places: F64, aspect: F64, degree: int) -> F64:
 
 
 def _hyperparameters(cells: Cells, degree: int, aspect: F64) -> Law:
-    """The law of field and noise under which the cells are most likely, whatever the polynomial.
+    """The law under which the cells are most likely, whatever the polynomial; both axes follow the same.
 
-    For each length one eigenvalue problem gives the restricted likelihood of all ratios of field to noise; the
-    factor of the noise follows from each in closed form. The variances are means over the likelihood.
+    For each length one eigenvalue problem gives the restricted likelihood of all ratios of field to noise. The spread
+    is its mean over the likelihood.
     """
     sigma = np.sqrt(cells.variance)
     typical = float(np.median(cells.variance))
@@ -261,50 +257,46 @@ def _hyperparameters(cells: Cells, degree: int, aspect: F64) -> Law:
     q = np.linalg.qr(design, mode="complete")[0] if design.shape[1] else np.eye(len(sigma))
     free = q[:, design.shape[1] :]
     if free.shape[1] < 4:
-        return Law(2 * LENGTHS[-1], np.zeros(2), np.ones(2), 0.0)
+        return Law(2 * LENGTHS[-1], 0.0, 0.0)
     data = free.T @ (cells.residuals / sigma[:, None])
     laws = []
     for length in LENGTHS:
         inner = free.T @ (_kernel(cells.places, cells.places, 2 * length) / np.outer(sigma, sigma)) @ free
         values, vectors = np.linalg.eigh(inner)
         total = 1.0 + RATIOS[:, None] * typical * np.maximum(values, 0.0)  # (ratios, n)
-        power = (vectors.T @ data) ** 2
-        log_l = -0.5 * ((1.0 / total) @ power + np.log(total).sum(axis=1)[:, None])
-        weight = np.exp(log_l - log_l.max(axis=0))
-        evidence = float(np.sum(log_l.max(axis=0) + np.log(weight.sum(axis=0)))) - 2 * float(np.log(sigma).sum())
-        weight /= weight.sum(axis=0)
+        power = np.sum((vectors.T @ data) ** 2, axis=1)
+        log_l = -0.5 * ((1.0 / total) @ power) - np.log(total).sum(axis=1)
+        weight = np.exp(log_l - log_l.max())
+        evidence = float(log_l.max() + np.log(weight.sum()) - 2 * np.log(sigma).sum())
         # The mean of the spread, not of its square: the long tail of what is just possible would do harm.
-        field = np.sum(weight * np.sqrt(RATIOS[:, None] * typical), axis=0) ** 2
-        laws.append(Law(2 * length, field, np.ones(2), evidence))
+        field = float(np.sum(weight * np.sqrt(RATIOS * typical)) / weight.sum()) ** 2
+        laws.append(Law(2 * length, field, evidence))
     return max(laws, key=lambda law: law.evidence)
 
 
 def _krige(cells: Cells, nodes: F64, aspect: F64, trend: Trend, law: Law) -> tuple[F64, F64]:
     """Field plus polynomial (n, 2) at the nodes, and its error."""
-    out, error = np.zeros((len(nodes), 2)), np.zeros((len(nodes), 2))
     near = _kernel(cells.places, cells.places, law.length)
+    # Single precision at the nodes: the noise keeps the matrix far from singular, and this is most of the time.
     between = _kernel(cells.places.astype(np.float32), nodes.astype(np.float32), law.length)
     design, at_nodes = (_design(p, aspect, trend.degree) for p in (cells.places, nodes))
     n_terms = design.shape[1]
+    lower = np.linalg.cholesky(law.field * near + np.diag(cells.variance))
+    solved = solve_triangular(lower, np.hstack([cells.residuals, design]), lower=True, check_finite=False)
+    z, b = solved[:, :2], solved[:, 2:]
+    k = solve_triangular(lower.astype(np.float32), between * np.float32(law.field), lower=True, check_finite=False)
+    precision, target, left = b.T @ b, b.T @ z, at_nodes - k.T @ b
+    out, error = k.T @ z, np.zeros((len(nodes), 2))
+    own = law.field - np.einsum("ij,ij->j", k, k)
     for axis in range(2):
-        lower = np.linalg.cholesky(law.field[axis] * near + np.diag(law.noise[axis] * cells.variance))
-        right = np.concatenate([cells.residuals[:, axis : axis + 1], design], axis=1)
-        solved = solve_triangular(lower, right, lower=True, check_finite=False)
-        z, b = solved[:, 0], solved[:, 1:]
-        # Single precision: the noise keeps the matrix far from singular, and this is most of the time.
-        k = solve_triangular(
-            lower.astype(np.float32), between * np.float32(law.field[axis]), lower=True, check_finite=False
-        )
-        precision, target = b.T @ b, b.T @ z
+        here, wanted = precision, target[:, axis]
         if trend.sigma is not None:
             known = 1.0 / np.asarray(trend.sigma, float)[:, axis] ** 2
             mean = np.zeros(n_terms) if trend.mean is None else np.asarray(trend.mean, float)[:, axis]
-            precision, target = precision + np.diag(known), target + known * mean
-        covariance = np.linalg.pinv(precision, hermitian=True)
-        beta = covariance @ target
-        left = at_nodes - k.T @ b
-        out[:, axis] = k.T @ z + left @ beta
-        variance = law.field[axis] - np.sum(k**2, axis=0) + np.sum((left @ covariance) * left, axis=1)
+            here, wanted = precision + np.diag(known), wanted + known * mean
+        covariance = np.linalg.pinv(here, hermitian=True)
+        out[:, axis] += left @ (covariance @ wanted)
+        variance = own + np.sum((left @ covariance) * left, axis=1)
         error[:, axis] = np.sqrt(np.maximum(variance, 0.0))
     return out, error
 
