@@ -53,7 +53,8 @@ from stream.core.records import (
     new_report,
 )
 from stream.enrich import match_catalogs
-from stream.extract import ExtractSettings, extract, find_streaks
+from stream.extract import ExtractSettings, depth_map, extract, find_streaks
+from stream.fakes import FakeSettings, is_due, run_fakes
 from stream.photometry import (
     CLEAR,
     box_flags,
@@ -86,6 +87,7 @@ class ScienceSettings:
     # Cuts before packaging: the survey's of 2018 lose half of what lies at S/N 6 and all that is no point; ours leave
     # shapes to the classifiers.
     profile: str = "inclusive"
+    fakes: FakeSettings | None = None  # sources injected into a copy, to know what is found; None: none
     candid_version: int = CANDID_VERSION  # other digits where nights are processed again with other software
     subtract: bool = True  # False: science products only, as for reference building
     calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
@@ -335,18 +337,31 @@ def search(result: QuadrantResult, inputs: QuadrantInputs, settings: ScienceSett
     with watch.step("extract"):
         how = ExtractSettings(profile=settings.profile, version=settings.candid_version)
         result.candidates = extract(science, reference, result.difference, how)
+        result.depth = depth_map(science, result.difference)
     with watch.step("streaks"):
         result.streaks = find_streaks(science, result.difference)
     with watch.step("catalogs"):
-        _match(result, inputs)
+        cone = footprint_cone(science.astrometry, science.data.shape)
+        ps1 = inputs.ps1(*cone)
+        match_catalogs(result.candidates, ps1, inputs.gaia(*cone))
+    if settings.fakes is not None and is_due(report.pid, settings.fakes.share):
+        with watch.step("fakes"):
+            result.fakes = _fakes(result, ps1, how, settings.fakes)
     _report_search(result)
 
 
-def _match(result: QuadrantResult, inputs: QuadrantInputs) -> None:
-    science = result.science
-    assert science is not None  # `search` checked it
-    cone = footprint_cone(science.astrometry, science.data.shape)
-    match_catalogs(result.candidates, inputs.ps1(*cone), inputs.gaia(*cone))
+def _fakes(result: QuadrantResult, ps1: Table, how: ExtractSettings, settings: FakeSettings) -> Table | None:
+    """What became of the quadrant's fakes. A defect here is noted and costs the quadrant nothing."""
+    assert result.science is not None
+    assert result.reference is not None
+    assert result.depth is not None
+    try:
+        return run_fakes(result.science, result.reference, result.depth, ps1, how, settings)
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        result.report.notes.append(f"no_fakes: {type(error).__name__}: {error}"[:200])
+        return None
 
 
 @contextmanager

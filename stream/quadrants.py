@@ -7,15 +7,19 @@ quadrant twice changes nothing.
 
 from __future__ import annotations
 
+import hashlib
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from stream import __version__
 from stream.alert import make_batch
 from stream.archive import ProductStore, write_products
 from stream.core.errors import PacketError
-from stream.core.records import CandidateBatch, QuadrantInputs, QuadrantResult, failed_report
+from stream.core.records import Candidate, CandidateBatch, QuadrantInputs, QuadrantResult, failed_report
+from stream.extract import cut_stamps
 from stream.ingest import payload_quadrant, read_quadrant
 from stream.pipeline import ScienceSettings, process_quadrant
 
@@ -62,7 +66,40 @@ class QuadrantTask:
 
 def batch_of(result: QuadrantResult) -> CandidateBatch:
     """The sent candidates of a quadrant, stamps encoded, with the versions that made them."""
-    batch = make_batch(result.quadrant, result.candidates)
+    return _with_versions(make_batch(result.quadrant, result.candidates), result)
+
+
+def rejected_of(result: QuadrantResult, share: float) -> CandidateBatch:
+    """A sample of the candidates of a quadrant that are not sent, with their stamps and why.
+
+    ``share`` (0..1) of all candids, the same ones every time; those without a place have no stamps and are left out.
+    """
+    candidates = [c for c in result.candidates if c.rejected is not None and is_sampled(c.candid, share)]
+    candidates = with_stamps(result, candidates)
+    batch = make_batch(result.quadrant, [replace(c, rejected=None) for c in candidates])
+    for item, candidate in zip(batch.items, candidates, strict=True):
+        item.rejected = candidate.rejected
+    return _with_versions(batch, result)
+
+
+def is_sampled(candid: int, share: float) -> bool:
+    """Whether a candid is in a sample of that share: by its hash, so that a rerun takes the same ones."""
+    return int.from_bytes(hashlib.blake2b(str(candid).encode(), digest_size=4).digest()) < share * 2**32
+
+
+def with_stamps(result: QuadrantResult, candidates: list[Candidate]) -> list[Candidate]:
+    """The candidates with cutouts; without those that have no place."""
+    science, difference = result.science, result.difference
+    if science is None or difference is None:
+        return []
+    placed = [c for c in candidates if c.fields["xpos"] is not None and c.fields["ypos"] is not None]
+    x, y = (np.array([round(c.fields[name]) - 1 for c in placed], np.int64) for name in ("xpos", "ypos"))
+    signs = [1 if c.fields["isdiffpos"] == "t" else -1 for c in placed]
+    stamps = cut_stamps(science.data, difference.reference, difference.data, x, y, signs)
+    return [replace(c, stamps=cut) for c, cut in zip(placed, stamps, strict=True)]
+
+
+def _with_versions(batch: CandidateBatch, result: QuadrantResult) -> CandidateBatch:
     for item in batch.items:
         item.extension["software"] = __version__
         item.extension["reference"] = None if result.reference is None else result.reference.version

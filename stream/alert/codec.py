@@ -27,6 +27,7 @@ _BATCH = "ztf.internal.candidate_batch"
 _REPORT = "ztf.internal.quadrant"
 _STREAKS = "ztf.internal.streak_batch"
 _TRACKLET = "ztf.internal.tracklet"
+_FAKES = "ztf.internal.fake_batch"
 _CUTOUTS = ("cutout_science", "cutout_template", "cutout_difference")
 _BATCH_SCALARS = ("name", "pid", "field", "fid", "rcid", "programid", "jd", "jd_mid", "exptime")
 
@@ -49,6 +50,22 @@ class StreakBatch:
     exptime: float
     streaks: list[Streak]
     stamps: list[bytes] = dataclasses.field(default_factory=list)
+
+
+@dataclass(slots=True)
+class FakeBatch:
+    """The fakes of one quadrant as rows with the names of ``ztf.internal.fake``."""
+
+    name: str
+    pid: int
+    field: int
+    fid: int
+    rcid: int
+    programid: int
+    jd: float
+    jd_mid: float
+    exptime: float
+    fakes: list[Row]
 
 
 _BROKEN = (
@@ -99,6 +116,7 @@ def encode_batch(batch: CandidateBatch) -> bytes:
             "object_id": item.object_id,
             "prv_candidates": item.prv_candidates,
             "fp_hists": item.fp_hists,
+            "rejected": item.rejected,
         }
         row.update(zip(_CUTOUTS, item.cutouts, strict=True))
         items.append(row)
@@ -112,7 +130,7 @@ def decode_batch(data: bytes) -> CandidateBatch:
     items = [
         BatchItem(
             item["candidate"], item["extension"], tuple(item[name] for name in _CUTOUTS),
-            item["object_id"], item["prv_candidates"], item["fp_hists"],
+            item["object_id"], item["prv_candidates"], item["fp_hists"], item["rejected"],
         )
         for item in row.pop("items")
     ]  # fmt: skip
@@ -171,6 +189,17 @@ def decode_streaks(data: bytes) -> StreakBatch:
     return StreakBatch(**row, streaks=streaks)
 
 
+def encode_fakes(batch: FakeBatch) -> bytes:
+    """The fakes of one quadrant."""
+    row: Row = {name: getattr(batch, name) for name in _BATCH_SCALARS}
+    return _encode(_FAKES, row | {"fakes": [{k: plain(v) for k, v in fake.items()} for fake in batch.fakes]})
+
+
+def decode_fakes(data: bytes) -> FakeBatch:
+    """The fakes of a message."""
+    return FakeBatch(**_decode(_FAKES, data))
+
+
 def encode_tracklet(tracklet: Tracklet) -> bytes:
     """A tracklet."""
     row = {f.name: plain(getattr(tracklet, f.name)) for f in fields(tracklet)}
@@ -194,5 +223,6 @@ CODECS: dict[str, Codec] = {
     "candidate_batch": (encode_batch, decode_batch),
     "quadrant": (encode_report, decode_report),
     "streak_batch": (encode_streaks, decode_streaks),
+    "fake_batch": (encode_fakes, decode_fakes),
     "tracklet": (encode_tracklet, decode_tracklet),
 }

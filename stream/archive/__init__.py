@@ -1,6 +1,7 @@
 """The product store: names, files of every kind, what the science reads from it, and the archive of alerts."""
 
 from stream.archive.alert_tables import write_alert_tables
+from stream.archive.depths import StoreDepths
 from stream.archive.inputs import BoundedCache, StoreInputs
 from stream.archive.manifest import (
     archived_alerts,
@@ -46,6 +47,7 @@ __all__ = [
     "PacketArchive",
     "ProductStore",
     "Sent",
+    "StoreDepths",
     "StoreInputs",
     "alert_folder",
     "alert_index",

@@ -26,6 +26,7 @@ from stream.core.records import (
     APERTURE_DIAMETERS,
     SOURCE_DTYPE,
     Candidate,
+    Quadrant,
     QuadrantReport,
     Row,
     Status,
@@ -182,6 +183,22 @@ def streaks_schema() -> pa.Schema:
 def streaks_parquet(streaks: Iterable[Streak]) -> bytes:
     """Every streak of a quadrant."""
     return parquet([asdict(streak) for streak in streaks], streaks_schema())
+
+
+_FAKE_ARROW = {"f": pa.float64(), "b": pa.bool_(), "U": pa.string()}
+
+
+def fakes_parquet(quadrant: Quadrant, fakes: Table) -> bytes:
+    """``fakes.parquet``: every fake of a quadrant and what became of it, with the quadrant's identity in each row."""
+    e = quadrant.exposure
+    names = fakes.dtype.names or ()
+    who = {"pid": quadrant.pid, "field": e.field, "rcid": quadrant.rcid, "fid": e.fid, "jd": e.jd}
+    kinds = [pa.int64(), pa.int32(), pa.int32(), pa.int32(), pa.float64()]
+    schema = pa.schema(
+        [*zip(who, kinds, strict=True), *((name, _FAKE_ARROW[fakes.dtype[name].kind]) for name in names)]
+    )
+    rows = [dict(zip(names, row, strict=True)) for row in fakes.tolist()]
+    return parquet([who | row for row in rows], schema)
 
 
 def quality_json(report: QuadrantReport) -> bytes:

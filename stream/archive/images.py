@@ -15,6 +15,8 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from stream.archive import catalogs, fitsio
+from stream.archive.depths import SUFFIX as DEPTH_SUFFIX
+from stream.archive.depths import encode_depth
 from stream.archive.frames import as_signed, as_unsigned
 from stream.astrometry import wcs_cards
 from stream.core.errors import MessageError
@@ -344,7 +346,11 @@ def encode_result(result: QuadrantResult) -> dict[str, bytes]:
         files |= encode_science(result.science)
         if result.difference is not None and result.reference is not None:
             files |= encode_difference(result.science, result.reference, result.difference)
+            if result.depth is not None:
+                files[DEPTH_SUFFIX] = encode_depth(result.depth)
             files["candidates.parquet"] = catalogs.candidates_parquet(result.candidates)
+            if result.fakes is not None:
+                files["fakes.parquet"] = catalogs.fakes_parquet(result.quadrant, result.fakes)
             files["streaks.parquet"] = catalogs.streaks_parquet(result.streaks)
     files["qa.json"] = catalogs.quality_json(result.report)
     return files

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "One kind of worker: pixels, score, enrich, link, monitor, archive, emit, ...",
     ),
     "status": ("stream.cli.status", "status", "What is late, what failed, who is alive."),
+    "fakes": ("stream.cli.fakes", "fakes", "How complete the search is, from sources injected into copies."),
     "simulate": ("stream.cli.simulate", "simulate", "A night of raw packets from a sky that is known."),
     "catalog": ("stream.cli.catalog", "app", "Import Gaia, Pan-STARRS, bright stars and orbits."),
     "calibration": (

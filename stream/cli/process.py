@@ -100,13 +100,14 @@ class _Emitter:
     """Scores, enriches and writes alert files, quadrants in the order they come."""
 
     def __init__(self, job: Job, score: bool) -> None:
-        from stream.archive import ProductStore
+        from stream.archive import ProductStore, StoreDepths
         from stream.enrich import MemoryHistory
         from stream.forced import StoreForced
 
         self._store = ProductStore(job.store)
         self._history = MemoryHistory()
         self._forced = StoreForced(self._store)
+        self._depth = StoreDepths(self._store)
         self._scorer: Any = None
         self._score = score
         self._loaded: set[str] = set()
@@ -129,7 +130,7 @@ class _Emitter:
 
                 self._scorer = load_scorer()
             self._scorer.score(batch.items)
-        enrich_batch(batch, self._history, PRV_FIELDS, self._forced)
+        enrich_batch(batch, self._history, PRV_FIELDS, self._forced, self._depth)
         written = 0
         for item in batch.items:
             try:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stream.core import identity
+from stream.core.depth import DepthMap as DepthMap
 from stream.core.errors import Permanent
 from stream.core.instrument import Aggressor as Aggressor
 from stream.core.instrument import CalibrationFrame as CalibrationFrame
@@ -441,6 +442,8 @@ class QuadrantResult:
     difference: Difference | None = None
     candidates: list[Candidate] = dataclasses.field(default_factory=list)
     streaks: list[Streak] = dataclasses.field(default_factory=list)
+    depth: DepthMap | None = None  # of the difference
+    fakes: Table | None = None  # injected sources and what became of them (``stream.fakes.FAKE_DTYPE``)
     traceback: str | None = None
     # Wall seconds from the start to the end of each step.
     elapsed: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -485,6 +488,7 @@ class BatchItem:
     object_id: str | None = None
     prv_candidates: list[Row] | None = None
     fp_hists: list[Row] | None = None
+    rejected: str | None = None  # why it is not sent; only on `ztf.rejected`
 
 
 @dataclass(slots=True)

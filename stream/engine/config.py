@@ -78,6 +78,25 @@ class Settings(BaseSettings):
     pocket_correction: bool = Field(
         False, description="Undo the sensors' pocket effect with the published parameters: 0.8 s a quadrant."
     )
+    cut_profile: str = Field(
+        "inclusive",
+        description=(
+            "Which candidates are sent: inclusive leaves shapes to the classifiers, survey-2018 are the survey's own "
+            "cuts, noise-aware are these with room for the noise of faint sources."
+        ),
+    )
+    rejected_share: float = Field(
+        0.01, ge=0, le=1, description="Share of the rejected candidates that go to ztf.rejected with their stamps."
+    )
+    fakes_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description=(
+            "Share of the quadrants into a copy of which fake sources are injected, so that completeness is known at "
+            "all times; 0 switches them off. The public stream never sees one."
+        ),
+    )
     candid_version: int = Field(
         1,
         ge=1,

@@ -1,8 +1,9 @@
 """The pixel worker's function: a message of ``ztf.raw`` to the messages that one quadrant makes.
 
 A quadrant whose headers can be read ends in one quality record on ``ztf.quadrants``; if it has a place on the sky in
-one message on ``ztf.candidates`` (more only beyond the topic's size limit); with streaks in one on ``ztf.streaks``; and
-where the science failed in a dead letter that can be retried.
+one message on ``ztf.candidates`` (more only beyond the topic's size limit); with streaks in one on ``ztf.streaks``;
+with fakes in one on ``ztf.fakes``; with a sample of its rejected candidates in one on ``ztf.rejected``; and where the
+science failed in a dead letter that can be retried.
 
 ``ztf.candidates`` and what follows from it is keyed by readout channel, and the first message of a quadrant carries its
 quality record: a channel's exposures come to ``enrich`` in the order in which they were ingested, each with its
@@ -15,14 +16,23 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from stream.alert import StreakBatch, encode_batch, encode_report, encode_streaks, split_batch
+from stream.alert import (
+    FakeBatch,
+    StreakBatch,
+    encode_batch,
+    encode_fakes,
+    encode_report,
+    encode_streaks,
+    split_batch,
+)
 from stream.core.errors import PacketError, Permanent
-from stream.core.records import QuadrantResult, Status
+from stream.core.records import QuadrantResult, Status, Table
 from stream.engine import deadletters, ledger
 from stream.engine.config import Settings
 from stream.engine.kafka import REPORT, OutMessage, RawMessage, encode_headers
 from stream.engine.topics import load_topics
-from stream.quadrants import QuadrantTask, batch_of
+from stream.fakes import fake_rows
+from stream.quadrants import QuadrantTask, batch_of, rejected_of
 
 # Room for headers and framing within a topic's largest message.
 _FRAMING = 65_536
@@ -73,6 +83,12 @@ class QuadrantProcess:
             out.append(OutMessage("ztf.candidates", channel, encode_batch(part), (*counted, *coverage, *passed)))
         if result.streaks:
             out.append(OutMessage("ztf.streaks", key, encode_streaks(_streaks(result)), headers))
+        if result.fakes is not None:
+            out.append(OutMessage("ztf.fakes", key, encode_fakes(_fakes(result, result.fakes)), headers))
+        rejected = rejected_of(result, self._settings.rejected_share)
+        for part in split_batch(rejected, self._limit) if rejected.items else []:
+            counted = encode_headers({**about, "chunk": part.chunk, "chunks": part.n_chunks})
+            out.append(OutMessage("ztf.rejected", channel, encode_batch(part), (*counted, *passed)))
         return out
 
     def _letter(self, message: RawMessage, result: QuadrantResult) -> list[OutMessage]:
@@ -87,6 +103,14 @@ class QuadrantProcess:
             stage=report.stage or "unknown",
         )  # fmt: skip
         return [deadletters.encode(replace(letter, traceback=result.traceback or ""))]
+
+
+def _fakes(result: QuadrantResult, fakes: Table) -> FakeBatch:
+    report = result.report
+    return FakeBatch(
+        report.name, report.pid, report.field, report.fid, report.rcid, report.programid, report.jd, report.jd_mid,
+        report.exptime, fake_rows(fakes),
+    )  # fmt: skip
 
 
 def _streaks(result: QuadrantResult) -> StreakBatch:

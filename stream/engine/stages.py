@@ -31,7 +31,7 @@ from stream.core.records import CandidateBatch, Tracklet
 from stream.engine import ledger, metrics
 from stream.engine.kafka import REPORT, VERSION, OutMessage, RawMessage
 from stream.engine.state import Generation, Versions, translated
-from stream.enrich import ForcedSource, RedisHistory, enrich_batch
+from stream.enrich import Depth, ForcedSource, RedisHistory, enrich_batch, quadrant_depth
 from stream.monitor import Monitor
 from stream.score import load_scorer
 from stream.solarsystem import LINK_DTYPE, link_tracklets
@@ -128,8 +128,10 @@ class EnrichStage:
         clock: Clock = time.time,
         *,
         resend: bool = False,
+        depth: Depth = quadrant_depth,
     ) -> None:
         self._clock = clock
+        self._depth = depth
         self._history = RedisHistory(client)
         self._forced = forced
         self._versions = Versions(client)
@@ -148,7 +150,7 @@ class EnrichStage:
             metrics.ALERTS_HELD.inc(len(batch.items))
             log.info("held", name=batch.name, version=version, candidates=len(batch.items))
             return []
-        enrich_batch(batch, self._history, PRV_FIELDS, self._forced)
+        enrich_batch(batch, self._history, PRV_FIELDS, self._forced, self._depth)
         self._versions.remember(batch.pid, version)
         return [forward("ztf.enriched", message, batch, enriched=self._clock())]
 
@@ -291,15 +293,23 @@ class MonitorStage:
         return []
 
 
-def make_stage(name: str, client: redis.Redis, forced: ForcedSource | None = None, *, resend: bool = False) -> Stage:
+def make_stage(
+    name: str,
+    client: redis.Redis,
+    forced: ForcedSource | None = None,
+    depth: Depth = quadrant_depth,
+    *,
+    resend: bool = False,
+) -> Stage:
     """The stage of that name.
 
-    ``forced`` is for ``enrich``; ``resend``: whether a quadrant's alerts may leave again under other version digits.
+    ``forced`` and ``depth`` are for ``enrich``; ``resend``: whether a quadrant's alerts may leave again under other
+    version digits.
     """
     if name == "score":
         return ScoreStage()
     makers: dict[str, Callable[[], Stage]] = {
-        "enrich": lambda: EnrichStage(client, forced, resend=resend),
+        "enrich": lambda: EnrichStage(client, forced, resend=resend, depth=depth),
         "link": lambda: LinkStage(client, resend=resend),
         "monitor": lambda: MonitorStage(client),
     }

@@ -81,14 +81,16 @@ def _pixels(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
     from stream.engine.lanes import Lanes
     from stream.engine.pixel_worker import PixelWorker
     from stream.engine.quadrant_messages import QuadrantProcess
+    from stream.fakes import FakeSettings
     from stream.pipeline import ScienceSettings
     from stream.quadrants import QuadrantTask
 
     store = ProductStore(settings.store)
     how = CalibrateSettings(pocket=settings.pocket_correction, max_age=settings.old_calibration_days)
     science = ScienceSettings(
-        camera=camera_named(settings.camera), candid_version=settings.candid_version, calibrate=how
-    )
+        camera=camera_named(settings.camera), profile=settings.cut_profile, candid_version=settings.candid_version,
+        fakes=FakeSettings(share=settings.fakes_share) if settings.fakes_share > 0 else None, calibrate=how,
+    )  # fmt: skip
     task = QuadrantTask(store, StoreInputs(store), science)
     attempts = Attempts(connect(settings))
     with heartbeat:
@@ -141,14 +143,15 @@ def _nights(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
 
 
 def _records(kind: str, index: int, settings: Settings, heartbeat: Heartbeat) -> None:
-    from stream.archive import ProductStore
+    from stream.archive import ProductStore, StoreDepths
     from stream.engine.agents import run_stage
     from stream.engine.stages import make_stage
     from stream.forced import StoreForced
 
-    forced = StoreForced(ProductStore(settings.store)) if kind == "enrich" else None
+    store = ProductStore(settings.store)
+    forced = StoreForced(store) if kind == "enrich" else None
     # Models are loaded before we say that we are there.
-    stage = make_stage(kind, connect(settings), forced, resend=settings.reprocess_alerts)
+    stage = make_stage(kind, connect(settings), forced, StoreDepths(store), resend=settings.reprocess_alerts)
     with heartbeat:
         heartbeat.note("waiting")
         run_stage(stage, settings, heartbeat, index)

@@ -6,8 +6,17 @@
 from stream.enrich.batch import enrich_batch
 from stream.enrich.catalogs import match_catalogs
 from stream.enrich.forced import ForcedSource
-from stream.enrich.history import History
+from stream.enrich.history import Depth, History, quadrant_depth
 from stream.enrich.memory_history import MemoryHistory
 from stream.enrich.redis_history import RedisHistory
 
-__all__ = ["ForcedSource", "History", "MemoryHistory", "RedisHistory", "enrich_batch", "match_catalogs"]
+__all__ = [
+    "Depth",
+    "ForcedSource",
+    "History",
+    "MemoryHistory",
+    "RedisHistory",
+    "enrich_batch",
+    "match_catalogs",
+    "quadrant_depth",
+]

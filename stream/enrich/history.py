@@ -142,7 +142,7 @@ class Depth(Protocol):
 
 
 def quadrant_depth(epoch: Epoch, ra: float, dec: float) -> float | None:
-    """The quadrant's own limit, the same everywhere in it: what is known until there are maps of local depth."""
+    """The quadrant's own limit, the same everywhere in it (``archive.StoreDepths`` has maps of local depth)."""
     return epoch.diffmaglim
 
 

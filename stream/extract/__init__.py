@@ -6,6 +6,7 @@ records of ``stream.core``.
 
 from stream.extract.candidates import Extraction, ExtractSettings, extract, extract_all
 from stream.extract.cuts import PROFILES, CutProfile, rejection
+from stream.extract.depth import depth_map
 from stream.extract.detect import Peaks, detect_peaks
 from stream.extract.fields import CANDIDATE_FIELDS, EXTRA_FIELDS
 from stream.extract.measure import Measurements, measure
@@ -29,6 +30,7 @@ __all__ = [
     "StreakSettings",
     "assign_tblids",
     "cut_stamps",
+    "depth_map",
     "detect_peaks",
     "extract",
     "extract_all",
