@@ -18,7 +18,7 @@ from stream import __version__
 from stream.alert import make_batch
 from stream.archive import ProductStore, write_products
 from stream.core.errors import PacketError
-from stream.core.records import Candidate, CandidateBatch, QuadrantInputs, QuadrantResult, failed_report
+from stream.core.records import Candidate, CandidateBatch, QuadrantInputs, QuadrantResult, Stamps, failed_report
 from stream.extract import cut_stamps
 from stream.ingest import payload_quadrant, read_quadrant
 from stream.pipeline import ScienceSettings, process_quadrant
@@ -72,7 +72,7 @@ def batch_of(result: QuadrantResult) -> CandidateBatch:
 def rejected_of(result: QuadrantResult, share: float) -> CandidateBatch:
     """A sample of the candidates of a quadrant that are not sent, with their stamps and why.
 
-    ``share`` (0..1) of all candids, the same ones every time; those without a place have no stamps and are left out.
+    ``share`` (0..1) of all candids, the same ones every time; those that no stamps can be cut for are left out.
     """
     candidates = [c for c in result.candidates if c.rejected is not None and is_sampled(c.candid, share)]
     candidates = with_stamps(result, candidates)
@@ -88,7 +88,7 @@ def is_sampled(candid: int, share: float) -> bool:
 
 
 def with_stamps(result: QuadrantResult, candidates: list[Candidate]) -> list[Candidate]:
-    """The candidates with cutouts; without those that have no place."""
+    """The candidates with cutouts; without those that have no place, or an image without a pixel there."""
     science, difference = result.science, result.difference
     if science is None or difference is None:
         return []
@@ -96,7 +96,11 @@ def with_stamps(result: QuadrantResult, candidates: list[Candidate]) -> list[Can
     x, y = (np.array([round(c.fields[name]) - 1 for c in placed], np.int64) for name in ("xpos", "ypos"))
     signs = [1 if c.fields["isdiffpos"] == "t" else -1 for c in placed]
     stamps = cut_stamps(science.data, difference.reference, difference.data, x, y, signs)
-    return [replace(c, stamps=cut) for c, cut in zip(placed, stamps, strict=True)]
+    return [replace(c, stamps=cut) for c, cut in zip(placed, stamps, strict=True) if _has_pixels(cut)]
+
+
+def _has_pixels(stamps: Stamps) -> bool:
+    return all(np.any(np.nan_to_num(image)) for image in (stamps.science, stamps.template, stamps.difference))
 
 
 def _with_versions(batch: CandidateBatch, result: QuadrantResult) -> CandidateBatch:
