@@ -26,7 +26,7 @@ BLEND_REACH_FWHM = 3.0
 # the side lobes of the filter ring at that level.
 VALLEY_SIGMA = 1.5
 VALLEY_FRACTION = 0.02
-# The highest pixel of a source stands up to this much below its maximum between the pixels (an FWHM of 2 px and a source
+# The highest pixel of a source is at least this share of its maximum between the pixels (an FWHM of 2 px and a source
 # on a pixel's corner): the threshold is on the maximum, so that the place in the pixel decides nothing.
 PIXEL_LOSS = 0.9
 _NEIGHBOURS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]

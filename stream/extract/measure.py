@@ -219,12 +219,11 @@ def _sky(difference: Difference, px: I64, py: I64, sign: I64) -> tuple[F64, F64]
 
 def _core_pixels(difference: Difference, ix: I64, iy: I64, sign: I64) -> dict[str, NDArray[Any]]:
     """Counts and ratios over the 5x5 pixels in the middle of the cutout (its rows and columns 29..33)."""
-    seven = gather(difference.data, ix, iy, 3) * sign[:, None, None].astype(np.float32)
-    core = seven[:, 1:-1, 1:-1]
+    core = gather(difference.data, ix, iy, 2) * sign[:, None, None].astype(np.float32)
     mask = gather(difference.mask, ix, iy, 2, fill=0)
     bad = ((mask & BAD_BITS) != 0) | ~np.isfinite(core)
     return {
-        "sumrat": sum_ratio(seven),
+        "sumrat": sum_ratio(core),
         "nneg": (core < 0).sum(axis=(1, 2)),
         "nbad": bad.sum(axis=(1, 2)),
         "maskbits": np.bitwise_or.reduce(mask.reshape(len(mask), -1), axis=1).astype(np.int64),

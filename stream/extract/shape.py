@@ -91,15 +91,19 @@ def star_likeness(fwhm: F64, psf_fwhm: float, snr: F64) -> F64:
         return np.exp(-0.5 * (np.log(fwhm / psf_fwhm) / tolerance) ** 2)
 
 
-def sum_ratio(seven: F32) -> F64:
-    """sum(p) / sum(|p|) over the 5x5 pixels in the middle of 7x7 stamps, after a 3x3 median.
+def sum_ratio(core: F32) -> F64:
+    """sum(p) / sum(|p|) over 5x5 stamps (n, 5, 5) after a 3x3 median.
 
-    The median uses real neighbours beyond the 5x5 stamp (real packets are reproduced within about 0.03 so);
-    NaN pixels count as 0. Noise gives about -0.25..0.25, a source 1.
+    The windows end at the stamp's edge and of an even number of pixels the lower middle one is taken: so the survey's
+    values are reproduced exactly (388 real packets). NaN pixels are left out. Noise gives about -0.25..0.25, a source
+    1.
     """
-    filled = np.where(np.isfinite(seven), seven, 0.0)
-    windows = np.lib.stride_tricks.sliding_window_view(filled, (3, 3), axis=(1, 2))
-    smooth = np.partition(windows.reshape(len(seven), 5, 5, 9), 4, axis=-1)[..., 4]
+    # What is not there sorts to the end.
+    padded = np.pad(np.where(np.isfinite(core), core, np.inf), ((0, 0), (1, 1), (1, 1)), constant_values=np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2)).reshape(len(core), 5, 5, 9)
+    count = np.isfinite(windows).sum(axis=-1, keepdims=True)
+    middle = np.take_along_axis(np.sort(windows, axis=-1), np.maximum(count - 1, 0) // 2, axis=-1)[..., 0]
+    smooth = np.where(count[..., 0] > 0, middle, 0.0).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio: F64 = smooth.sum(axis=(1, 2)) / np.abs(smooth).sum(axis=(1, 2))
     return ratio
