@@ -246,7 +246,7 @@ def _reference_flux(
     """PSF-forced flux of the resampled reference at the fitted places and its error (DN on the science zero point)."""
     ix, iy = part["ix"].astype(np.int64), part["iy"].astype(np.int64)
     dx, dy = part["x"] - ix, part["y"] - iy
-    ra, dec = science.astrometry.wcs.all_pix2world(part["x"], part["y"], 0)
+    ra, dec = science.astrometry.sky_of(part["x"], part["y"])
     rx, ry = reference.wcs.all_world2pix(ra, dec, 0, quiet=True)
     ny, nx = reference.data.shape
     rx, ry = (np.clip(np.nan_to_num(v), 0, n - 1) for v, n in ((rx, nx), (ry, ny)))

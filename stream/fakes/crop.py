@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from astropy.wcs import WCS
 
+from stream.core.displacement import Displacement
 from stream.core.psf import PsfModel, polynomial_terms
 from stream.core.records import Reference, ScienceImage, Table
 
 # Reference pixels beyond the piece's footprint: the interpolation's kernel, offsets of the registration, and turns.
 _REACH = 24
+_NODES = 9  # of a piece's displacement field, each way: it has fewer nodes of its own there
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,16 @@ def crop_psf(psf: PsfModel, box: Box) -> PsfModel:
     return replace(psf, basis=basis, shape=box.shape)
 
 
+def _crop_displacement(field: Displacement | None, box: Box) -> Displacement | None:
+    """The same displacements at the same places, on nodes of the box's own."""
+    if field is None:
+        return None
+    y, x = np.linspace(box.y0, box.y1 - 1, _NODES), np.linspace(box.x0, box.x1 - 1, _NODES)
+    xx, yy = np.meshgrid(x, y)
+    dx, dy, sx, sy = (v.reshape(xx.shape).astype(np.float32) for v in field.at(xx.ravel(), yy.ravel()))
+    return replace(field, dx=dx, dy=dy, sigma_x=sx, sigma_y=sy, shape=box.shape)
+
+
 def _crop_wcs(wcs: WCS, box: Box) -> WCS:
     moved = wcs.deepcopy()
     moved.wcs.crpix = wcs.wcs.crpix - np.array([box.x0, box.y0])
@@ -74,7 +86,7 @@ def crop_science(science: ScienceImage, box: Box) -> ScienceImage:
 
     Its zero point is that of the piece's middle.
     """
-    cut, background = box.slices, science.background
+    cut, background, astrometry = box.slices, science.background, science.astrometry
     zeropoint, (ny, nx) = science.zeropoint, box.shape
     if zeropoint.map is not None:  # what it varies by inside a piece is less than anybody measures there
         local = float(zeropoint.at(box.x0 + (nx - 1) / 2, box.y0 + (ny - 1) / 2))
@@ -85,7 +97,11 @@ def crop_science(science: ScienceImage, box: Box) -> ScienceImage:
         mask=science.mask[cut].copy(),
         background=replace(background, level=background.level[cut], rms=background.rms[cut]),
         psf=crop_psf(science.psf, box),
-        astrometry=replace(science.astrometry, wcs=_crop_wcs(science.astrometry.wcs, box)),
+        astrometry=replace(
+            astrometry,
+            wcs=_crop_wcs(astrometry.wcs, box),
+            displacement=_crop_displacement(astrometry.displacement, box),
+        ),
         zeropoint=zeropoint,
         sources=_crop_sources(science.sources, box),
         tracks=(),

@@ -11,6 +11,7 @@ from synthetic import star_field
 
 from stream.alert.codec import CODECS, FakeBatch
 from stream.archive.catalogs import fakes_parquet, read_rows
+from stream.core.displacement import Displacement
 from stream.core.flags import Mask
 from stream.core.records import PS1_DTYPE
 from stream.extract import ExtractSettings, depth_map
@@ -76,6 +77,14 @@ def test_a_piece_is_the_image_in_every_respect(pair):
     assert np.allclose(piece.psf.stamps(x, y), science.psf.stamps(x + 301, y + 77), atol=2e-6)
     own, whole = piece.astrometry.wcs, science.astrometry.wcs
     assert np.allclose(own.all_pix2world(x, y, 0), whole.all_pix2world(x + 301, y + 77, 0), atol=1e-11)
+    node = np.linspace(-0.3, 0.3, 21, dtype=np.float32)
+    bent = Displacement(
+        np.tile(node, (21, 1)), np.tile(node[:, None] ** 2, (1, 21)), *[np.full((21, 21), 0.01, np.float32)] * 2,
+        SHAPE, (0.1, 0.1), 300.0, 0.0, 1.0, 500,
+    )  # fmt: skip
+    moved = replace(science, astrometry=replace(science.astrometry, displacement=bent))
+    places = crop_science(moved, box).astrometry.sky_of(x, y)
+    assert np.allclose(places, moved.astrometry.sky_of(x + 301, y + 77), atol=3e-8)  # a tenth of a mas
     again = own.all_world2pix(piece.sources["ra"], piece.sources["dec"], 0)
     assert len(piece.sources) > 50
     assert np.allclose(again, [piece.sources["x"], piece.sources["y"]], atol=0.2)
