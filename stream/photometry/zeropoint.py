@@ -46,6 +46,7 @@ MAX_DEGREE, STARS_PER_TERM = 3, 12
 # Colour coefficients in real headers (g -0.08..-0.03, r 0.10..0.13, i 0.19): a loose prior for few matches.
 CLR_PRIOR = {1: -0.06, 2: 0.11, 3: 0.19}
 CLR_PRIOR_SIGMA = 0.1
+MAX_COLOUR_NOISE = 0.3  # share of the colours' spread that may be their errors; beyond, only the prior helps
 CLIP = 3.5
 # MAGZPRMS is to show how well stars can be calibrated, not how faint the calibrators go: of those measured to 5 %,
 # where there are enough. The survey's limits on it (``cloud``) are for calibrators like that.
@@ -59,13 +60,16 @@ NAMES = {1: ("g", "g", "r", "g - R"), 2: ("r", "g", "r", "g - R"), 3: ("i", "r",
 
 @dataclass(frozen=True, slots=True)
 class Calibrators:
-    """Matched stars: PS1 minus instrumental magnitude, its error, PS1 colour; rows of the two tables."""
+    """Matched stars: PS1 minus instrumental magnitude, its error, PS1 colour; rows of the two tables; variance of the
+    colour's error and its covariance with the difference's (both have the band's PS1 error in them)."""
 
     difference: F64
     error: F64
     colour: F64
     source: NDArray[np.intp]
     star: NDArray[np.intp]
+    colour_variance: F64
+    covariance: F64
 
 
 def fit_zeropoint(sources: Table, ps1: Table, fid: int, shape: tuple[int, ...] | None = None) -> ZeroPoint:
@@ -189,7 +193,9 @@ def match_calibrators(sources: Table, ps1: Table, fid: int) -> Calibrators:
     own = 1.0857 * sources["sigflux"][i] / flux
     theirs = np.nan_to_num(error[j], nan=0.0)
     total = np.sqrt(own**2 + np.maximum(theirs, 0) ** 2 + ERROR_FLOOR**2)
-    return Calibrators(mag[j] + 2.5 * np.log10(flux), total, colour[j], i, j)
+    variance = [np.nan_to_num(ps1[f"{b}MeanPSFMagErr"][j].astype(float), nan=0.0).clip(0) ** 2 for b in (blue, red)]
+    shared = variance[0] if band == blue else -variance[1]
+    return Calibrators(mag[j] + 2.5 * np.log10(flux), total, colour[j], i, j, variance[0] + variance[1], shared)
 
 
 def calibrator_residuals(sources: Table, ps1: Table, fid: int, zeropoint: ZeroPoint) -> tuple[F64, F64, F64, F64]:
@@ -247,6 +253,12 @@ def _solve(stars: Calibrators, surface: F64, fit: Fit, fid: int, degree: int) ->
     weight = 1 / fit.error[kept] ** 2
     normal = (design * weight[:, None]).T @ design
     right = (design * weight[:, None]).T @ y
+    # Errors of colours flatten the slope, and the band's own error stands on both sides (0.002 in the slope, 2 mmag at
+    # colour 0): their known moments are taken off (Fuller 1987, Measurement Error Models, §2.2).
+    noise = float((weight * stars.colour_variance[kept]).sum())
+    if noise < MAX_COLOUR_NOISE * normal[1, 1]:
+        normal[1, 1] -= noise
+        right[1] -= float((weight * stars.covariance[kept]).sum())
     normal[1, 1] += CLR_PRIOR_SIGMA**-2
     right[1] += CLR_PRIOR[fid] * CLR_PRIOR_SIGMA**-2
     covariance = np.asarray(np.linalg.inv(normal), np.float64)
