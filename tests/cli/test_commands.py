@@ -23,7 +23,7 @@ from stream.core.records import QuadrantReport
 from stream.engine.alert_messages import LIGHT, PERMANENT
 
 LEAVES = [
-    ["demo"], ["run"], ["worker"], ["status"], ["simulate"], ["process"], ["ingest"],
+    ["demo"], ["run"], ["worker"], ["status"], ["fakes"], ["simulate"], ["process"], ["ingest"],
     *(["catalog", name] for name in ("import", "list")),
     ["calibration", "build"],
     ["reference", "build"],

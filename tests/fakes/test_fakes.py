@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import typer
 from pairs import reference_of, science_of, sky_wcs, varying_psf
 from synthetic import star_field
 
 from stream.alert.codec import CODECS, FakeBatch
+from stream.archive import ProductStore, science_path
 from stream.archive.catalogs import fakes_parquet, read_rows
+from stream.cli.fakes import fakes as show_fakes
 from stream.core.displacement import Displacement
 from stream.core.flags import Mask
 from stream.core.records import PS1_DTYPE
@@ -209,3 +213,20 @@ def test_figures_are_those_of_a_known_search():
     assert [line["what"] for line in figures["by_rcid"]] == [0, 1]
     assert limit_offset(rows[:20]) is None
     assert summarise([])["purity"] is None
+
+
+def test_the_command_shows_what_the_store_has(pair, table, tmp_path, capsys):
+    q = pair[0].quadrant
+    store = ProductStore(str(tmp_path))
+    with pytest.raises(typer.Exit):
+        show_fakes(store=str(tmp_path), first="", last="99999999", rcid=None, as_json=True)
+    assert "switched off" in capsys.readouterr().err
+    store.write(science_path(q.name, "fakes.parquet"), fakes_parquet(q, table))
+    show_fakes(store=str(tmp_path), first="", last="99999999", rcid=None, as_json=True)
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["n"] == int((table["kind"] != OTHER).sum())
+    assert [line["what"] for line in figures["by_rcid"]] == [q.rcid]
+    show_fakes(store=str(tmp_path), first="", last="99999999", rcid=q.rcid, as_json=False)
+    assert "true S/N" in capsys.readouterr().out
+    with pytest.raises(typer.Exit):
+        show_fakes(store=str(tmp_path), first="", last="99999999", rcid=(q.rcid + 1) % 64, as_json=False)
