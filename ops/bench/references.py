@@ -23,11 +23,12 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from ops.bench.fields import CCD, QID, plan_of, simulate
@@ -163,21 +164,25 @@ class Sky:
         _, first = np.unique(rows["truth_id"], return_index=True)
         self.ra, self.dec, self.mag = (np.asarray(rows[name][first], float) for name in ("ra", "dec", "mag"))
         lit = int(Mask.HALO | Mask.GHOST)
-        self._lit = [(image.astrometry.wcs, (image.mask & np.uint16(lit)) != 0) for image in images]
+        # Their edges are soft: 64 px more.
+        self._lit = [
+            (image.astrometry.wcs, ndimage.binary_dilation((image.mask[::8, ::8] & np.uint16(lit)) != 0, iterations=8))
+            for image in images
+        ]
 
     def clear(self, wcs: object, x: F64, y: F64) -> NDArray[np.bool_]:
         """Which places are far enough from every source: bright ones reach further."""
         sx, sy = world_to_pixel(wcs, self.ra, self.dec)  # type: ignore[arg-type]
         ok = np.isfinite(sx) & np.isfinite(sy)
         out = np.ones(len(x), bool)
-        for brighter, reach in ((99.0, CLEAR), (18.0, 18.0), (16.0, 40.0), (13.0, 120.0)):
+        for brighter, reach in ((99.0, CLEAR), (18.0, 18.0), (16.0, 40.0), (14.0, 120.0), (12.0, 250.0)):
             some = ok & (self.mag < brighter)
             if some.any():
                 out &= cKDTree(np.stack([sx[some], sy[some]], axis=1)).query(np.stack([x, y], axis=1))[0] > reach
         ra, dec = wcs.all_pix2world(x, y, 0)  # type: ignore[attr-defined]
         for own, lit in self._lit:
             px, py = (np.nan_to_num(v, nan=-1.0) for v in world_to_pixel(own, ra, dec))
-            ix, iy = np.rint(px).astype(int), np.rint(py).astype(int)
+            ix, iy = np.rint(px / 8).astype(int), np.rint(py / 8).astype(int)
             inside = (ix >= 0) & (iy >= 0) & (ix < lit.shape[1]) & (iy < lit.shape[0])
             out[inside] &= ~lit[iy[inside], ix[inside]]
         return out
@@ -329,6 +334,19 @@ def measure(store: ProductStore, names: Sequence[str], sky: Sky, single: dict[st
     )  # fmt: skip
 
 
+def halves(store: ProductStore, names: Sequence[str], sky: Sky) -> tuple[float, dict[int, float]]:
+    """Errors from noise alone: scatter of fluxes and sums in the difference of two references of half the exposures
+    each, over prediction. What the sky or the camera really has at a place is in both."""
+    one = build_reference(Painted(store, names[::2], moving=False))
+    grid = one.wcs, one.data.shape
+    other = build_reference(Painted(store, names[1::2], moving=False), None, (grid[0], (grid[1][0], grid[1][1])))
+    x, y = empty_places(sky, one.wcs, one.data.shape, 180)
+    pairs = [psf_fluxes(r.data, r.unc, one.psf, x, y) for r in (one, other)]
+    pull = spread((pairs[0][0] - pairs[1][0]) / np.hypot(pairs[0][1], pairs[1][1]))
+    between = replace(one, data=one.data - other.data, unc=np.hypot(one.unc, other.unc))
+    return pull, box_pulls(between, sky)
+
+
 def subsets(names: Sequence[str], counts: Sequence[int]) -> Iterator[list[str]]:
     """Exposures spread evenly over all of them, so that every subset has the same mix of nights."""
     for n in counts:
@@ -336,7 +354,7 @@ def subsets(names: Sequence[str], counts: Sequence[int]) -> Iterator[list[str]]:
             yield [names[i] for i in np.linspace(0, len(names) - 1, n).round().astype(int).tolist()]
 
 
-def rows_of(measured: Sequence[Measured], peak: float) -> list[Row]:
+def rows_of(measured: Sequence[Measured], noise: tuple[float, dict[int, float]], peak: float) -> list[Row]:
     """The table."""
     rows = []
     for m in measured:
@@ -353,10 +371,17 @@ def rows_of(measured: Sequence[Measured], peak: float) -> list[Row]:
                 f"of {m.trails[1]} of {PIECE:.0f} px, worst {m.trails[2]:.1f} sigma"),
             Row(f"{name}: time", "-", f"{m.cpu:.1f} core-s", None, f"{m.cpu / m.n:.2f} an exposure, reading included"),
         ]  # fmt: skip
+    pull, boxes = noise
+    rows.append(
+        Row(
+            "two halves' difference over prediction", "0.95 to 1.05", f"{pull:.3f}", 0.95 <= pull <= 1.05,
+            "PSF fluxes; sums over squares of " + ", ".join(f"{b} px {v:.2f}" for b, v in boxes.items()),
+        )
+    )  # fmt: skip
     return [*rows, Row("peak memory", "-", f"{peak:.2f} GB", None, f"up to N = {max(m.n for m in measured)}")]
 
 
-def plot(measured: Sequence[Measured], path: Path) -> None:
+def plot(measured: Sequence[Measured], noise: dict[int, float], path: Path) -> None:
     """Depth against N, and the errors at all scales."""
     import matplotlib
 
@@ -372,6 +397,7 @@ def plot(measured: Sequence[Measured], path: Path) -> None:
     left.legend()
     for m in measured:
         right.semilogx(list(m.boxes), list(m.boxes.values()), "o-", ms=4, base=2, label=f"N = {m.n}")
+    right.semilogx(list(noise), list(noise.values()), "ks--", ms=4, base=2, label="difference of two halves")
     right.axhline(1, color="k", lw=0.5)
     right.set(xlabel="side of the square [px]", ylabel="scatter of sums over predicted error")
     right.legend()
@@ -405,9 +431,10 @@ def main() -> int:
     for some in subsets(names, [int(n) for n in args.counts.split(",")]):
         measured.append(measure(store, some, sky, single))
         say(json.dumps(asdict(measured[-1])))
-    rows = rows_of(measured, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+    noise = halves(store, some, sky)
+    rows = rows_of(measured, noise, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
     if args.plot:
-        plot(measured, args.plot)
+        plot(measured, noise[1], args.plot)
     if args.json:
         for row in rows:
             print(json.dumps(asdict(row)))

@@ -169,6 +169,9 @@ class Settings(BaseSettings):
         ge=0.0,
         description="A night that is over is closed when nothing of it has come for so long and nothing is waiting.",
     )
+    renew_references: bool = Field(
+        True, description="When a night is closed, references that its exposures make enough better are made anew."
+    )
     deadletter_value_bytes: int = Field(
         262_144,
         ge=0,

@@ -2,13 +2,16 @@
 
 One process of the whole system, the only one with the administrator's rights: it makes tonight's and tomorrow's topics
 by the UT date, gives users their rights on every nightly topic that appears (an old night that is replayed, too),
-says every half minute on ``ztf.heartbeat`` that the system lives and on ``ztf.metrics`` how fast it is, and closes
-nights that are over. A second one by mistake does no harm: everything it writes replaces itself or repeats.
+says every half minute on ``ztf.heartbeat`` that the system lives and on ``ztf.metrics`` how fast it is, closes
+nights that are over, and has references renewed (by a child process) where a closed night's exposures are worth it. A
+second one by mistake does no harm: everything it writes replaces itself or repeats.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +25,7 @@ from stream.archive import ProductStore, read_manifest
 from stream.archive.manifest import iso
 from stream.core.errors import Retriable
 from stream.core.records import Row
-from stream.engine import closing
+from stream.engine import closing, processes
 from stream.engine.access import apply_access
 from stream.engine.config import Settings
 from stream.engine.heartbeat import Heartbeat
@@ -63,6 +66,8 @@ class NightsWorker:
         self._bases: dict[str, tuple[str, float]] = {}  # night -> basis, since when
         self._closed: dict[str, str] = {}  # night -> basis that was stated
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="closing")
+        self._to_renew: list[str] = []  # closed nights whose references nobody looked at yet
+        self.renewing: subprocess.Popen[bytes] | None = None
         self._at_work: tuple[str, str, float, Future[tuple[Row, bool]]] | None = None  # night, its basis, since when
 
     def run(self, stopped: Callable[[], bool]) -> None:
@@ -85,6 +90,7 @@ class NightsWorker:
             self._made = wanted
         self._give_rights()
         self._finish_closing()
+        self._renew_references()
         if now >= self._beat_at:
             self._beat_at = now + BEAT
             self._beat(now, wanted[0])
@@ -157,6 +163,18 @@ class NightsWorker:
         with redis_translated("remembering a closed night"):
             self._monitor.close(night, when)
         log.info("night closed", new=new, **closing.summary(manifest))
+        if new and self._settings.renew_references and night not in self._to_renew:
+            self._to_renew.append(night)
+
+    def _renew_references(self) -> None:
+        """One closed night at a time; whoever ends in the middle leaves every reference as it was or as it will be."""
+        if not self._to_renew or (self.renewing is not None and self.renewing.poll() is None):
+            return
+        night = self._to_renew.pop(0)
+        argv = [sys.executable, "-m", "stream.cli", "reference", "update", "--night", night, "--workers", "1", "--json"]
+        env = {"ZTF_STORE": self._settings.store, "ZTF_CAMERA": self._settings.camera}
+        self.renewing = processes.spawn(argv, env=env)
+        log.info("renewing references", night=night)
 
     def _seen(self, night: str, now: float, ends: dict[str, int], waiting: int) -> closing.NightSeen:
         alerts = sum(end for name, end in ends.items() if night in name)

@@ -26,7 +26,7 @@ LEAVES = [
     ["demo"], ["run"], ["worker"], ["status"], ["fakes"], ["simulate"], ["process"], ["ingest"],
     *(["catalog", name] for name in ("import", "list")),
     ["calibration", "build"],
-    ["reference", "build"],
+    *(["reference", name] for name in ("build", "update", "list", "pin", "report")),
     *(["topics", name] for name in ("list", "apply", "diff")),
     *(["night", name] for name in ("close", "show")),
     *(["users", name] for name in ("list", "add", "remove")),
@@ -196,6 +196,47 @@ def test_a_reference_from_science_products_in_the_store(night, processed, tmp_pa
     unclear = ztf_stream("reference", "build", "--store", store)
     assert unclear.status == 1
     assert "--field" in unclear.err
+
+
+def test_references_are_renewed_listed_pinned_and_shown(night, processed, tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    for folder, link in ((processed.store, "sci"), (night.store, "catalogs")):
+        (store / link).symlink_to(folder / link)
+    where = "--field", PLAN.field, "--rcid", 2, "--filter", "r"
+    rules = "--seeing", 0, 9, "--maglim", 0, 99, "--min-epochs", 1
+    last = "--store", store, "--workers", 1, "--json"
+    (first,) = ztf_stream("reference", "build", *where, *rules, "--max-epochs", 1, *last).ok().rows()
+    old = first["figures"]["version"]
+    asked = "update", *where, *rules, "--new", 1, "--quarantine", 0
+    (would,) = ztf_stream("reference", *asked, "--dry-run", *last).ok().rows()
+    assert (would["before"], would["rebuild"], would["built"]) == (old, True, None)
+    (kept,) = ztf_stream("reference", *asked[:-2], *last).ok().rows()
+    assert not kept["rebuild"]  # a month of quarantine
+    (done,) = ztf_stream("reference", *asked, *last).ok().rows()
+    new = done["built"]["figures"]["version"]
+    assert (done["built"]["n_inputs"], done["built"]["error"], new == old) == (2, None, False)
+    (again,) = ztf_stream("reference", *asked, *last).ok().rows()
+    assert (again["before"], again["rebuild"]) == (new, False)
+    listed = ztf_stream("reference", "list", "--store", store, "--json").ok().rows()
+    assert [(row["version"], row["in_use"]) for row in listed] == [(new, True), (old, False)]
+    assert listed[0]["qa"]["gaia_n"] > 20
+    assert listed[0]["qa"]["gaia_rms_east"] < 60
+    assert abs(listed[0]["qa"]["ps1_offset"]) < 0.02
+    same = [ProductStore(str(store)).read_reference(PLAN.field, PLAN.fid, 2, v) for v in (old, new)]
+    assert [r.version for r in same] == [old, new]
+    assert np.array_equal(same[0].wcs.wcs.crval, same[1].wcs.wcs.crval)
+    assert ztf_stream("reference", "pin", old, *where, "--store", store).status == 1
+    ztf_stream("reference", "pin", old, *where, "--why", "a supernova in the new one", "--store", store).ok()
+    (held,) = ztf_stream("reference", *asked, *last).ok().rows()
+    assert (held["before"], held["rebuild"]) == (old, False)
+    assert "supernova" in held["reason"]
+    ztf_stream("reference", "pin", old, *where, "--remove", "--store", store).ok()
+    (page,) = ztf_stream("reference", "report", tmp_path, "--version", new, *where, "--store", store).ok().out.split()
+    text = Path(page).read_text()
+    assert new in text
+    assert text.count("data:image/png;base64,") == 4
+    assert all(name in text for name in listed[0]["inputs"])
 
 
 def test_process_says_everything_of_a_quadrant(processed):
