@@ -279,6 +279,10 @@ class WithReference:
         """The given reference."""
         return self.given
 
+    def prepared(self, reference: Reference, make: Callable[[Reference], T]) -> T:
+        """As the inputs behind."""
+        return self.inputs.prepared(reference, make)
+
     def calibration(self, quadrant: Quadrant) -> CalibrationSet:
         """As the inputs behind."""
         return self.inputs.calibration(quadrant)

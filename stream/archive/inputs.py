@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
+
+import numpy as np
 
 from stream.archive.learned import LearnedShelf
 from stream.archive.paths import reference_path
@@ -25,6 +28,7 @@ from stream.core.records import (
 # 170 MB), a reference 95 MB. A worker is to stay under 1.5 GB with the 0.6 GB that one quadrant takes.
 CALIBRATION_BYTES = 570 << 20
 REFERENCE_BYTES = 285 << 20
+PREPARED_BYTES = 110 << 20  # what subtraction makes of one
 
 V = TypeVar("V")
 
@@ -76,6 +80,14 @@ def _size(product: Product) -> int:
     return int(product.mask.nbytes) if isinstance(product, PixelMask) else 4096
 
 
+def _array_bytes(record: object) -> int:
+    """Bytes of the arrays in a record."""
+    if not dataclasses.is_dataclass(record):
+        return int(getattr(record, "nbytes", 0))
+    values = (getattr(record, f.name) for f in dataclasses.fields(record))
+    return sum(int(value.nbytes) for value in values if isinstance(value, np.ndarray))
+
+
 class StoreInputs:
     """``QuadrantInputs`` from a product store.
 
@@ -106,6 +118,8 @@ class StoreInputs:
         self._references: BoundedCache[Reference] = BoundedCache(
             reference_bytes, lambda r: int(r.data.nbytes + r.unc.nbytes + r.coverage.nbytes)
         )
+
+        self._prepared: BoundedCache[object] = BoundedCache(PREPARED_BYTES, _array_bytes)
 
     def calibration(self, quadrant: Quadrant) -> CalibrationSet:
         """The newest products valid for the exposure (``archive.shelf`` says which are); None where there is none.
@@ -168,6 +182,12 @@ class StoreInputs:
             return reference
 
         return self._references.get(where, stamp, load)
+
+    def prepared(self, reference: Reference, make: Callable[[Reference], V]) -> V:
+        """What ``make`` makes of a reference, remembered by its version."""
+        key = reference.rfid, reference.version, make
+        made: V = self._prepared.get(key, "", lambda: make(reference))  # type: ignore[assignment]
+        return made
 
     def _tiles(self) -> Catalogs:
         if self._catalogs is None:

@@ -11,8 +11,9 @@ Conventions, everywhere unless a docstring says otherwise:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,6 +47,7 @@ if TYPE_CHECKING:  # a second of a process's start, and most of ours have no pix
     from stream.core.displacement import Displacement
     from stream.core.psf import PsfModel
 
+V = TypeVar("V")
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 U16 = NDArray[np.uint16]
@@ -470,6 +472,10 @@ class QuadrantInputs(Protocol):
 
     def reference(self, quadrant: Quadrant) -> Reference | None:
         """The current reference of that field, filter and channel."""
+        ...
+
+    def prepared(self, reference: Reference, make: Callable[[Reference], V]) -> V:
+        """What ``make``, a pure function, makes of a reference: remembered by its version as long as memory allows."""
         ...
 
 

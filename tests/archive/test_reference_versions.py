@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import archive_samples as samples
 import numpy as np
 import pytest
 
-from stream.archive import ProductStore, reference_path
+from stream.archive import ProductStore, StoreInputs, reference_path
 from stream.archive.reference_shelf import ReferencePin, ReferenceShelf
 from stream.core.errors import UsageError
+from stream.core.records import Reference
 
 WHERE = 651, 2, 8
 
@@ -91,3 +93,36 @@ def test_the_grid_is_read_from_the_header(store: ProductStore) -> None:
     assert shape == reference.data.shape
     assert np.allclose(wcs.all_pix2world(7.0, 9.0, 0), reference.wcs.all_pix2world(7.0, 9.0, 0), rtol=0, atol=1e-10)
     assert store.reference_grid(650, 2, 8) is None
+
+
+def test_what_is_made_of_a_reference_is_made_once_a_version(store: ProductStore) -> None:
+    inputs, made = StoreInputs(store), []
+
+    def count(reference: Reference) -> int:
+        made.append(reference.version)
+        return int(np.isfinite(reference.data).sum())
+
+    old, new = (store.read_reference(*WHERE, version) for version in ("v1", None))
+    assert old is not None
+    assert new is not None
+    values = [inputs.prepared(reference, count) for reference in (new, new, old, new)]
+    assert made == ["v3", "v1"]
+    assert values == [np.isfinite(r.data).sum() for r in (new, new, old, new)]
+
+
+def test_prepared_references_take_bounded_memory(store: ProductStore) -> None:
+    inputs, made = StoreInputs(store), []
+
+    @dataclasses.dataclass
+    class Large:
+        pixels: np.ndarray
+
+    def large(reference: Reference) -> Large:
+        made.append(reference.version)
+        return Large(np.zeros(70 << 18, np.float32))
+
+    old, new = (store.read_reference(*WHERE, version) for version in ("v1", None))
+    for reference in (new, old, new):
+        assert reference is not None
+        inputs.prepared(reference, large)
+    assert made == ["v3", "v1", "v3"]
