@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,12 +22,13 @@ from stream.archive import (
     read_quality_record,
     read_science_product,
     reference_path,
+    science_path,
     write_products,
 )
 from stream.archive.products import science_files
 from stream.archive.reference_shelf import ReferenceShelf, Where
 from stream.core.camera import Camera
-from stream.core.errors import PacketError, Permanent, UsageError
+from stream.core.errors import MessageError, PacketError, Permanent, UsageError
 from stream.core.records import F32, QuadrantInputs, Reference, Row, ScienceImage
 from stream.offline import Built, Job, PacketHead, Progress, own_task, packet_heads, parallel, quiet, raw_of
 from stream.pipeline import CONE_MARGIN, ScienceSettings, process_quadrant
@@ -47,6 +49,7 @@ from stream.reference import (
     select_epochs,
 )
 
+SCIENCE_IMAGE = "sciimg.fits.fz"
 STACK_IN_MEMORY = 512 << 20  # bytes; larger stacks of inputs lie in a file
 
 
@@ -105,6 +108,10 @@ def _process(request: Request, store: ProductStore) -> tuple[list[str], list[str
     qid = request.where[2] % 4 + 1
     names, reasons = [], []
     for head in request.heads:
+        name = f"{head.path.name.split('.fits')[0]}_q{qid}"
+        if request.keep and store.exists(science_path(name, SCIENCE_IMAGE)):
+            names.append(name)  # with its candidates, which making it again without a reference would lose
+            continue
         raw = raw_of(head.path, qid, request.camera)
         if raw is None:
             continue
@@ -120,9 +127,9 @@ def _process(request: Request, store: ProductStore) -> tuple[list[str], list[str
 def _combine(where: Where, store: ProductStore, names: Sequence[str], request: Request, scratch: Path) -> Reference:
     """Choose, combine and check against the catalogues; the pixels lie where those of the reference so far do."""
     task = own_task()
-    epochs = [epoch_of_report(read_quality_record(store, name), request.camera.pixel_scale) for name in names]
+    epochs = _epochs(store, names, request.camera.pixel_scale)
     selection = select_epochs(epochs, request.epochs)
-    images = StoredImages(store, [names[i] for i in selection.chosen])
+    images = StoredImages(store, [epochs[i].name for i in selection.chosen])
 
     def empty(shape: tuple[int, ...]) -> F32:
         if 4 * int(np.prod(shape)) <= STACK_IN_MEMORY:
@@ -293,7 +300,7 @@ def _observed(store: ProductStore, scope: Scope) -> dict[Where, list[str]]:
     """Base names of the store's science images by field, filter and channel."""
     groups: dict[Where, list[str]] = defaultdict(list)
     wanted = set()
-    for name, _ in science_files(store, "_sciimg.fits.fz"):
+    for name, _ in science_files(store, f"_{SCIENCE_IMAGE}"):
         try:
             parts = parse_science_name(name)
         except UsageError:  # somebody else's file in our tree
@@ -307,7 +314,12 @@ def _observed(store: ProductStore, scope: Scope) -> dict[Where, list[str]]:
 
 
 def _epochs(store: ProductStore, names: Iterable[str], pixel_scale: float) -> list[Epoch]:
-    return [epoch_of_report(read_quality_record(store, name), pixel_scale) for name in names]
+    """What quality records say of images; one without a record of ours is left out."""
+    epochs = []
+    for name in names:
+        with suppress(UsageError, MessageError):
+            epochs.append(epoch_of_report(read_quality_record(store, name), pixel_scale))
+    return epochs
 
 
 def current_reference(store: ProductStore, where: Where) -> Current | None:
