@@ -69,7 +69,7 @@ from stream.photometry import (
     measure_sources,
     photometric_infobits,
 )
-from stream.subtract import subtract
+from stream.subtract import make_cache, subtract
 
 # Catalogue cones reach this far beyond the quadrant's half diagonal (deg): the pointing may be off by four
 # arcminutes, a halo star may stand 367 arcsec outside, alerts look for neighbours within 90 arcsec.
@@ -333,7 +333,8 @@ def search(result: QuadrantResult, inputs: QuadrantInputs, settings: ScienceSett
         return
     result.reference = reference
     with watch.step("subtract"):
-        result.difference = subtract(science, reference)
+        ready = inputs.prepared(reference, make_cache)
+        result.difference = subtract(science, reference, cache=ready)
     with watch.step("extract"):
         how = ExtractSettings(profile=settings.profile, version=settings.candid_version)
         result.candidates = extract(science, reference, result.difference, how)

@@ -19,6 +19,7 @@ from stream.archive.depths import SUFFIX as DEPTH_SUFFIX
 from stream.archive.depths import encode_depth
 from stream.archive.frames import as_signed, as_unsigned
 from stream.astrometry import wcs_cards
+from stream.core.displacement import Displacement
 from stream.core.errors import MessageError
 from stream.core.flags import INFO_BITS, MASK_BITS, status_of
 from stream.core.identity import utc_of
@@ -88,6 +89,9 @@ def science_cards(science: ScienceImage) -> dict[str, Any]:
         "SKYMED": (float(science.background.median), "median sky [DN]"),
         "SKYSIG": (float(science.background.sigma), "robust noise per pixel [DN]"),
         "ASTRNCAT": (science.astrometry.n_catalog, "catalogue stars offered to the match"),
+        "CENTRSN1": (float(science.astrometry.centroid[0]), "error of a place at S/N 1, an axis [px]"),
+        "CENTRMIN": (float(science.astrometry.centroid[1]), "error that no S/N buys [px]"),
+        "REFRACT": (float(science.astrometry.refraction), "lift of a star bluer by 1 mag of BP-RP [arcsec]"),
         "ASTRLOGP": (float(science.astrometry.log_chance), "log10 of the chance that the match is chance"),
         "CALIDS": (",".join(science.calids), ""),
         "NOTES": (",".join(science.notes), ""),
@@ -183,6 +187,7 @@ def encode_science(science: ScienceImage) -> dict[str, bytes]:
     image = fitsio.float_hdu(science.data, step, cards, "SCIIMG")
     sky = fitsio.plain_hdu(_coarse(science.background.level), {"CELL": _SKY_CELL}, "SKY")
     sky += fitsio.plain_hdu(_coarse(science.background.rms), {"CELL": _SKY_CELL}, "SKYRMS")
+    sky += _air(science.astrometry.displacement)
     brief = {key: cards[key] for key in _CATALOG_CARDS} | map_cards(science.zeropoint.map)
     psf = catalogs.psf_catalog(science.sources, brief, science.zeropoint) + catalogs.psf_model(science.psf)
     return {
@@ -191,6 +196,35 @@ def encode_science(science: ScienceImage) -> dict[str, bytes]:
         "psfcat.fits": fitsio.primary(brief) + psf,
         "sexcat.fits": fitsio.primary(brief) + catalogs.aperture_catalog(science.sources, brief),
     }
+
+
+_AIR = "DISPLACEMENT"
+
+
+def _air(field: Displacement | None) -> bytes:
+    """What the air left beyond the WCS: planes dx, dy, their errors (px) at nodes spread evenly over the image."""
+    if field is None:
+        return b""
+    cards = {
+        "SPREADX": (field.spread[0], "r.m.s. of the field [px]"),
+        "SPREADY": (field.spread[1], "r.m.s. of the field [px]"),
+        "LENGTH": (field.length, "its coherence length [px]"),
+        "FLOOR": (field.floor, "noise of a star beyond its stated one [px]"),
+        "SCALE": (field.noise_scale, "factor of the stated one"),
+        "NSTARS": (field.n_stars, "stars used"),
+    }
+    planes = np.stack([field.dx, field.dy, field.sigma_x, field.sigma_y]).astype(np.float32)
+    return fitsio.plain_hdu(planes, cards, _AIR)
+
+
+def _read_air(extension: fitsio.Extension | None, shape: tuple[int, int]) -> Displacement | None:
+    if extension is None:
+        return None
+    h, planes = extension.header, np.asarray(extension.image(), np.float32)
+    return Displacement(
+        planes[0], planes[1], planes[2], planes[3], shape, (h["SPREADX"], h["SPREADY"]), h["LENGTH"], h["FLOOR"],
+        h["SCALE"], h["NSTARS"],
+    )  # fmt: skip
 
 
 def _track_card(track: Track) -> str:
@@ -237,6 +271,9 @@ def decode_science(files: Mapping[str, bytes]) -> ScienceImage:
                 h.get("ASTRNCAT", 0),
                 h.get("ASTRLOGP", nan),
                 chi_square=h.get("ASTCHI2", nan),
+                displacement=_read_air(hdus.get(_AIR), shape),
+                centroid=(h.get("CENTRSN1", nan), h.get("CENTRMIN", nan)),
+                refraction=h.get("REFRACT", nan),
             ),
             zeropoint=zeropoint_of(h),
             sources=catalogs.sources_of(tables[catalogs.PSF_CATALOG].image(), aperture.image()),

@@ -91,7 +91,7 @@ def build_reference(
     surveyed = _survey(images, first.rfid, zeropoint)
     order = sorted(range(len(surveyed)), key=lambda i: surveyed[i].name)
     inputs = [surveyed[i] for i in order]
-    wcs, shape = grid or reference_grid([one.wcs for one in inputs], inputs[0].psf.shape, config.pad)
+    wcs, shape = grid or reference_grid([one.astrometry.wcs for one in inputs], inputs[0].psf.shape, config.pad)
     layers = make_layers(images, order, inputs, wcs, empty((len(inputs), *shape)))
     noise = InputNoise(
         sky=np.array([one.scale * one.sigma for one in inputs]),
@@ -156,7 +156,7 @@ def _survey(images: Sequence[ScienceImage], rfid: int, zeropoint: float) -> list
                 quadrant.exposure.jd,
                 quadrant.exposure.exptime,
                 image.psf,
-                image.astrometry.wcs,
+                image.astrometry,
                 stars_of(image),
             )
         )

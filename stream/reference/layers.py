@@ -19,10 +19,11 @@ from astropy.wcs import WCS
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from stream.astrometry import pixel_of
 from stream.core.flags import Mask
 from stream.core.psf import PsfModel
-from stream.core.records import F32, ScienceImage
-from stream.core.resample import noise_left, pixel_map, resample, resample_nearest, world_to_pixel
+from stream.core.records import F32, Astrometry, ScienceImage
+from stream.core.resample import PixelMap, noise_left, resample, resample_nearest, world_to_pixel
 from stream.photometry import Star, add_stars, bright_stars, fit_stars, saturated_stars, subtract_stars
 
 F64 = NDArray[np.float64]
@@ -55,7 +56,7 @@ class Input:
     jd: float
     exptime: float  # s
     psf: PsfModel
-    wcs: WCS
+    astrometry: Astrometry
     stars: tuple[Star, ...]
     early: bool = False
 
@@ -114,7 +115,7 @@ def make_layers(
     saturated, left = np.zeros(shape, bool), np.ones(len(order))
     for k, i in enumerate(order):
         image, one, (own, here) = images[i], inputs[k], lists[k]
-        map_y, map_x = pixel_map(wcs, shape, one.wcs)
+        map_y, map_x = _map(one.astrometry, wcs, shape)
         left[k] = noise_left(map_y, map_x)
         full = (image.mask & np.uint16(Mask.SATURATED)) != 0
         pixels = image.data - image.background.level
@@ -147,7 +148,7 @@ def common_stars(inputs: Sequence[Input], wcs: WCS) -> list[tuple[list[Star], li
     place and flux that the first other input has.
     """
     inputs = [_unsaturated(one) if one.early else one for one in inputs]
-    own = [_carried(one.stars, one.wcs, wcs, one.scale) for one in inputs]
+    own = [_carried(one.stars, one.astrometry, wcs, one.scale) for one in inputs]
     everything = np.zeros((0, 3))
     for mine in own:
         everything = np.concatenate([everything, mine[_missing(mine, everything)]])
@@ -157,7 +158,7 @@ def common_stars(inputs: Sequence[Input], wcs: WCS) -> list[tuple[list[Star], li
     for one, mine in zip(inputs, own, strict=True):
         kept = ~_missing(mine, everything)
         lent = everything[_missing(everything, mine)]
-        x, y = _places(lent, wcs, one.wcs)
+        x, y = _seen_at(lent, wcs, one.astrometry)
         reached = np.isfinite(x) & np.isfinite(y)
         borrowed = np.column_stack([x, y, lent[:, 2] / one.scale])[reached]
         there = [star for star, common in zip(one.stars, kept.tolist(), strict=True) if common]
@@ -174,11 +175,24 @@ def _unsaturated(one: Input) -> Input:
     return replace(one, stars=tuple(star for star in one.stars if star.flux < most))
 
 
-def _places(stars: F64, source: WCS, target: WCS) -> tuple[F64, F64]:
-    """Where stars of one image (rows of x, y, ...) lie in another."""
+def _map(astrometry: Astrometry, wcs: WCS, shape: tuple[int, int]) -> tuple[F32, F32]:
+    """Where the reference's pixels lie in an image, the air's displacement of that image included."""
+    between = PixelMap.between(wcs, shape, astrometry.wcs)
+    if astrometry.displacement is not None and between.reaches:
+        xx, yy = np.meshgrid(between.xs, between.ys)
+        x, y = xx + between.shift_x, yy + between.shift_y
+        dx, dy, *_ = astrometry.displacement.at(x, y)
+        # The field where the light was seen, not where it would have been.
+        dx, dy, *_ = astrometry.displacement.at(x.ravel() - dx, y.ravel() - dy)
+        between = between.moved(-dx.reshape(x.shape), -dy.reshape(x.shape))
+    return between.full()
+
+
+def _seen_at(stars: F64, wcs: WCS, astrometry: Astrometry) -> tuple[F64, F64]:
+    """Where stars of the reference (rows of x, y, ...) are seen in an image."""
     if len(stars) == 0:
         return np.zeros(0), np.zeros(0)
-    return world_to_pixel(target, *source.all_pix2world(stars[:, 0], stars[:, 1], 0))
+    return pixel_of(astrometry, *wcs.all_pix2world(stars[:, 0], stars[:, 1], 0))
 
 
 def _missing(stars: F64, others: F64) -> B1:
@@ -188,12 +202,12 @@ def _missing(stars: F64, others: F64) -> B1:
     return np.asarray(cKDTree(others[:, :2]).query(stars[:, :2])[0] > SAME_STAR)
 
 
-def _carried(stars: Sequence[Star], source: WCS, target: WCS, scale: float) -> F64:
-    """Stars of one image where another one has them: rows of x, y (px) and flux (times ``scale``)."""
+def _carried(stars: Sequence[Star], astrometry: Astrometry, wcs: WCS, scale: float) -> F64:
+    """Stars of one image where the reference has them: rows of x, y (px) and flux (times ``scale``)."""
     if not stars:
         return np.zeros((0, 3))
     rows = np.array([(star.x, star.y, star.flux * scale) for star in stars])
-    rows[:, 0], rows[:, 1] = _places(rows, source, target)
+    rows[:, 0], rows[:, 1] = world_to_pixel(wcs, *astrometry.sky_of(rows[:, 0], rows[:, 1]))
     return rows
 
 

@@ -25,6 +25,7 @@ from stream.archive import (
     science_path,
     write_products,
 )
+from stream.core.displacement import Displacement
 from stream.core.errors import MessageError, UsageError
 from stream.core.records import QuadrantResult, Status
 
@@ -205,6 +206,23 @@ def test_science_products_are_found_by_field_and_filter(store: ProductStore) -> 
     assert find_science_products(store, 651, 1) == []
     with pytest.raises(UsageError, match="no sci/"):
         read_science_product(store, samples.quadrant(samples.JD + 5).name)
+
+
+def test_the_airs_displacement_comes_back(store: ProductStore) -> None:
+    rng = np.random.default_rng(4)
+    result = samples.result()
+    assert result.science is not None
+    planes = rng.normal(0, 0.1, (4, 7, 6)).astype(np.float32)
+    field = Displacement(*planes, result.science.data.shape, (0.02, 0.03), 800.0, 0.01, 1.2, 900)
+    astrometry = replace(result.science.astrometry, displacement=field, centroid=(1.5, 0.01), refraction=0.02)
+    write_products(store, replace(result, science=replace(result.science, astrometry=astrometry)))
+    back = read_science_product(store, result.quadrant.name).astrometry
+    assert back.displacement is not None
+    for name in ("dx", "dy", "sigma_x", "sigma_y"):
+        np.testing.assert_array_equal(getattr(back.displacement, name), getattr(field, name))
+    same = ("shape", "spread", "length", "floor", "noise_scale", "n_stars")
+    assert [getattr(back.displacement, name) for name in same] == [getattr(field, name) for name in same]
+    assert (back.centroid, back.refraction) == (astrometry.centroid, astrometry.refraction)
 
 
 def test_reference_comes_back(store: ProductStore) -> None:

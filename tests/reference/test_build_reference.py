@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pairs import science_of, sky_wcs, varying_psf
 from synthetic import paint, star_field
 
+from stream.core.displacement import Displacement
 from stream.core.errors import ReferenceBuildError
 from stream.core.flags import Mask
 from stream.core.identity import rfid_of
@@ -416,3 +417,23 @@ def test_a_faint_trail_goes_as_a_whole(n: int) -> None:
     assert np.mean(pieces / error) < 0.5 * unclipped or unclipped < 2
     # And hardly anything else went.
     assert (clean.coverage < n).mean() < 0.02
+
+
+def test_what_the_air_moved_is_moved_back(sky: tuple) -> None:  # type: ignore[type-arg]
+    """The same exposures, their solutions written as another WCS and a displacement that makes up for it."""
+    images = exposures(sky, 2)
+    plain = build_reference(images)
+    dx, dy = (np.full((5, 5), v, np.float32) for v in (0.6, -0.4))
+    field = Displacement(dx, dy, dx * 0, dy * 0, SHAPE, (0.5, 0.5), 500.0, 0.0, 1.0, 100)
+    moved = []
+    for image in images:
+        wcs = image.astrometry.wcs.deepcopy()
+        wcs.wcs.crpix = np.add(wcs.wcs.crpix, (0.6, -0.4))
+        wcs.wcs.set()
+        astrometry = dataclasses.replace(image.astrometry, wcs=wcs, displacement=field)
+        moved.append(dataclasses.replace(image, astrometry=astrometry))
+    again = build_reference(moved, grid=(plain.wcs, plain.data.shape))
+    covered = (plain.coverage == 2) & (again.coverage == 2)
+    assert covered.mean() > 0.5
+    assert np.abs(again.data - plain.data)[covered].max() < 0.02 * np.nanmax(plain.data)
+    assert np.std((again.data - plain.data)[covered]) < 0.02 * np.nanmedian(plain.unc)
