@@ -20,7 +20,7 @@ from stream.core.errors import ReferenceBuildError
 from stream.core.records import F32, Reference, ScienceImage
 from stream.reference.combine import CombineConfig, Combined, InputNoise, combine, seeing_changes
 from stream.reference.grid import PAD, reference_grid
-from stream.reference.layers import Input, make_layers, stars_of
+from stream.reference.layers import Input, evened, make_layers, stars_of
 from stream.reference.measure import Coadd, measure_reference, quality
 
 # Common zero points by filter (ztf-facts §4, unconfirmed as the survey's; any would do, the record says which).
@@ -131,7 +131,7 @@ def build_reference(
 def _survey(images: Sequence[ScienceImage], rfid: int, zeropoint: float) -> list[Input]:
     """What is known of every input before its pixels are interpolated, checked."""
     inputs = []
-    for image in images:
+    for image in map(evened, images):
         quadrant = image.quadrant
         if quadrant.rfid != rfid:
             raise ReferenceBuildError(

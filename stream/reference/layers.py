@@ -82,6 +82,23 @@ class Layers:
     left: F64
 
 
+def evened(image: ScienceImage) -> ScienceImage:
+    """The image as if its zero point were MAGZP everywhere."""
+    surface = image.zeropoint.map
+    if surface is None:
+        return image
+    data = image.data - image.background.level
+    data *= np.exp(np.float32(-0.4 * np.log(10)) * surface.expand())
+    data += image.background.level
+    sources = image.sources.copy()
+    factor = 10 ** (-0.4 * surface.offset(sources["x"], sources["y"]))
+    for name in ("flux", "sigflux"):
+        sources[name] *= factor
+    for name in ("ap_flux", "ap_err"):
+        sources[name] *= factor[:, None]
+    return replace(image, data=data, sources=sources)
+
+
 def stars_of(image: ScienceImage) -> tuple[Star, ...]:
     """Saturated stars, fitted to their flanks, and all that photometry has above ``MODELLED_PEAK``."""
     pixels = image.data - image.background.level
@@ -114,7 +131,7 @@ def make_layers(
     stars, weights = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     saturated, left = np.zeros(shape, bool), np.ones(len(order))
     for k, i in enumerate(order):
-        image, one, (own, here) = images[i], inputs[k], lists[k]
+        image, one, (own, here) = evened(images[i]), inputs[k], lists[k]
         map_y, map_x = _map(one.astrometry, wcs, shape)
         left[k] = noise_left(map_y, map_x)
         full = (image.mask & np.uint16(Mask.SATURATED)) != 0

@@ -16,6 +16,7 @@ from stream.core.flags import Mask
 from stream.core.identity import rfid_of
 from stream.core.records import Reference, ScienceImage
 from stream.core.resample import world_to_pixel
+from stream.core.zeropointmap import ZeroPointMap
 from stream.reference import build_reference, same_place
 from stream.reference.combine import InputNoise, combine
 from stream.subtract import subtract
@@ -436,4 +437,23 @@ def test_what_the_air_moved_is_moved_back(sky: tuple) -> None:  # type: ignore[t
     covered = (plain.coverage == 2) & (again.coverage == 2)
     assert covered.mean() > 0.5
     assert np.abs(again.data - plain.data)[covered].max() < 0.02 * np.nanmax(plain.data)
+    assert np.std((again.data - plain.data)[covered]) < 0.02 * np.nanmedian(plain.unc)
+
+
+def test_zero_points_that_vary_over_an_input_are_evened(sky: tuple) -> None:  # type: ignore[type-arg]
+    images = exposures(sky, 2)
+    plain = build_reference(images)
+    surface = ZeroPointMap(1, SHAPE, (0.0, 0.05, -0.03), (0.001,) * 3)
+    tilted = []
+    for image in images:
+        gain = 10 ** (0.4 * surface.expand())
+        level = image.background.level
+        sources = image.sources.copy()
+        sources["flux"] *= 10 ** (0.4 * surface.offset(sources["x"], sources["y"]))
+        zeropoint = dataclasses.replace(image.zeropoint, map=surface)
+        data = level + (image.data - level) * gain.astype(np.float32)
+        tilted.append(dataclasses.replace(image, data=data, sources=sources, zeropoint=zeropoint))
+    again = build_reference(tilted, grid=(plain.wcs, plain.data.shape))
+    covered = (plain.coverage == 2) & (again.coverage == 2)
+    assert covered.mean() > 0.5
     assert np.std((again.data - plain.data)[covered]) < 0.02 * np.nanmedian(plain.unc)
