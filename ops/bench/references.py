@@ -48,7 +48,7 @@ from stream.simulate.truth import read_truth
 F64 = NDArray[np.float64]
 RCID = rcid_of(CCD, QID)
 SIZE = 25
-CLEAR = 9.0  # px from a place to the next true source
+CLEAR = 22.0  # px from a place to the next true source: the wings of galaxies reach further than noise lets one see
 PLACES = 6000
 BOXES = (1, 2, 4, 8, 16, 32)
 ASTEROIDS = 8  # painted per exposure
