@@ -331,7 +331,7 @@ def measure(store: ProductStore, names: Sequence[str], sky: Sky, single: dict[st
     asteroids, trails = left_over(dirty, reference, dirty_images)
     return Measured(
         len(names), noise, float(inverse**-0.5), spread(flux / error), box_pulls(reference, sky),
-        float(reference.magzp - 2.5 * np.log10(5 * noise)), cpu, asteroids, trails,
+        float(reference.magzp - 2.5 * np.log10(5 * noise)), len(x), cpu, asteroids, trails,
     )  # fmt: skip
 
 
