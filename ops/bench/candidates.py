@@ -340,12 +340,13 @@ def plot(fields: dict[str, Counts], folder: Path) -> None:
     figure.savefig(folder / "candidates.png", dpi=110)
 
 
-def markdown(rows: list[Row], missing: list[str]) -> str:
+def markdown(rows: list[Row], missing: list[str], exposures: int) -> str:
     """The page of the figures."""
     lines = [
         "# Candidates: measured", "",
         "Made by `python -m ops.bench.candidates`: full-size simulated quadrants with every effect on, references of",
-        "20 exposures, science seeing 1.5 to 3.5 px; points injected with the simulator's own PSF.", "",
+        f"20 exposures, science seeing 1.5 to 3.5 px, {exposures} exposures a field at most; points injected with",
+        "the simulator's own PSF.", "",
         "| figure | asked | measured | | how |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for row in rows:
@@ -385,7 +386,7 @@ def main() -> int:
                 missing.append(f"{name} (no frames or no reference in {options.nights})")
     rows = [row for name, counts in fields.items() for row in rows_of(name, counts)]
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "candidates.md").write_text(markdown(rows, missing), "utf-8")
+    (options.out / "candidates.md").write_text(markdown(rows, missing, options.exposures), "utf-8")
     plot(fields, options.out)
     if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
