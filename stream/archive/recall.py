@@ -1,4 +1,4 @@
-"""What the store remembers of the last month, given back to a history that starts empty."""
+"""What the store remembers of the last two months, given back to a history that starts empty."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stream.archive.store import ProductStore
 from stream.core.identity import night_of
 from stream.core.records import QuadrantReport, Row
 
-HISTORY_DAYS = 30  # what a packet's history reaches back
+KEEP_DAYS = 60  # what a packet counts reaches back (stream.enrich.history); its history half of it
 
 
 class Remembers(Protocol):
@@ -37,11 +37,11 @@ class Remembers(Protocol):
 
 
 def recall_history(store: ProductStore, history: Remembers, jd: float) -> int:
-    """Tell ``history`` the epochs and detections of the 30 days up to the night of ``jd``; how many detections.
+    """Tell ``history`` the epochs and detections of the 60 days up to the night of ``jd``; how many detections.
 
     Objects are told in the order of their first detection, so that an object's place is that of the first one.
     """
-    first, last = night_of(jd - HISTORY_DAYS), night_of(jd)
+    first, last = night_of(jd - KEEP_DAYS), night_of(jd)
     for _, path in science_files(store, "_qa.json", first, last):
         report = catalogs.read_quality(store.read(path))
         if report.corners:

@@ -46,8 +46,8 @@ from stream.engine.state import Generation, Versions
 from stream.engine.state import translated as redis_translated
 from stream.engine.topics import load_topics
 from stream.enrich import RedisHistory
-from stream.enrich.history import is_known_mover, object_name, year_of
-from stream.enrich.redis_history import KEEP_DAYS, NAME_ATTEMPTS, REPEAT_SECONDS
+from stream.enrich.history import KEEP_DAYS, is_known_mover, object_name, year_of
+from stream.enrich.redis_history import NAME_ATTEMPTS, REPEAT_SECONDS
 from stream.monitor import Monitor
 
 # Everything that is made anew; what else is in Redis (signs of life, ingested packets) stays.

@@ -16,6 +16,7 @@ from stream.core.records import BatchItem, CandidateBatch, Row
 from stream.enrich.forced import ForcedSource, forced_histories
 from stream.enrich.history import (
     ALL_PROGRAMS,
+    KEEP_DAYS,
     MATCH_RADIUS,
     Depth,
     Epoch,
@@ -70,14 +71,17 @@ def enrich_batch(
     matches = history.match(events)
     known = history.detections(sorted({name for match in matches for name in match.near}))
     epochs = history.epochs([e.ra for e in events], [e.dec for e in events], batch.jd)
-    visible = [epoch for epoch in epochs if epoch.programid in programs]
+    since = batch.jd - KEEP_DAYS
+    visible = [epoch for epoch in epochs if epoch.programid in programs and epoch.jd >= since]
     inside = covering(visible, [e.ra for e in events], [e.dec for e in events])
     for i, (item, match) in enumerate(zip(batch.items, matches, strict=True)):
         item.object_id = match.name
         if events[i].candid in named:
             item.extension["trackid"] = named[events[i].candid]
         covered = [visible[k] for k in np.flatnonzero(inside[i])]
-        seen = [row for name in match.near for row in known[name] if row["programid"] in programs]
+        seen = [
+            row for name in match.near for row in known[name] if row["programid"] in programs and row["jd"] >= since
+        ]
         _remind(item, seen, covered, prv_fields, depth)
     if forced is not None:
         still = [event.moving for event in events]

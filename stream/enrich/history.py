@@ -27,6 +27,9 @@ from stream.core.records import QuadrantReport, Row
 
 MATCH_RADIUS = 1.5  # arcsec
 HISTORY_DAYS = 30.0
+# What is counted (ndethist, ncovhist, jdstarthist) reaches back so far from the exposure's own time: whatever a memory
+# happens to hold beyond that, the same exposures give the same counts.
+KEEP_DAYS = 2 * HISTORY_DAYS
 # Objects whose detections may lie within the history's cone of an event: both scatter about the object's place.
 NEAR_RADIUS = 2 * MATCH_RADIUS
 # Object cells (deg) are a few match radii wide, so that a place and its eight neighbours hold all that may match.

@@ -36,7 +36,7 @@ from stream.core.errors import StateLost, StateUnavailable
 from stream.core.identity import pid_of_candid
 from stream.core.records import QuadrantReport, Row
 from stream.enrich.history import (
-    HISTORY_DAYS,
+    KEEP_DAYS,
     MATCH_RADIUS,
     NEAR_RADIUS,
     OBJECT_CELL,
@@ -55,7 +55,6 @@ from stream.enrich.history import (
 
 COVER_CELL = 1.0  # deg; a quadrant touches at most a handful
 # Twice the look-back: late reprocessing of last week's night must still find its history.
-KEEP_DAYS = 2 * HISTORY_DAYS
 EXPIRE_SECONDS = int(KEEP_DAYS * 86_400)
 REPEAT_SECONDS = 10 * 86_400  # longer than any message that could be read again lives
 NAME_SECONDS = 400 * 86_400

@@ -41,7 +41,7 @@ class LinkSettings:
       star's place between two visits (the outer main belt at its stationary points is slower and is lost); at 5 an
       exposure of 30 s trails over 6 px and the object is found as a streak.
     - ``stationary`` (arcsec): a place seen again within this radius, when even ``min_rate`` would have left it,
-      is not a mover.
+      is not a mover; nor is one seen again within half of it when the line's own speed would have left it.
     - ``max_span`` (days): over 3 hours the observer's own motion around the Earth's axis bends a main-belt
       object's path by less than the residual limit.
     - ``max_rms`` (arcsec): of the straight fit; known asteroids have 0.09 in the median, chance triples 0.25.
@@ -103,7 +103,7 @@ def link_tracklets(detections: Table, night: str, settings: LinkSettings | None 
         rows = rows[~repeated_places(rows, settings)]
     if len(rows) < settings.min_detections:
         return []
-    lines = list(_propose(rows, settings))
+    lines = _moving(rows, list(_propose(rows, settings)), settings)
     chosen = _choose(lines, rows["candid"])
     return sorted((_tracklet(rows, line, night) for line in chosen), key=lambda t: t.trackid)
 
@@ -212,6 +212,30 @@ def _fit(rows: Table, members: tuple[int, ...], settings: LinkSettings) -> _Line
         return None
     place, velocity = solution.tolist()
     return _Line(members, rms, tuple(place), tuple(velocity))
+
+
+def _moving(rows: Table, lines: list[_Line], settings: LinkSettings) -> list[_Line]:
+    """Those lines that leave their first place, and none of whose members stayed where it was.
+
+    Exposures that follow each other within minutes see a variable star too soon for ``repeated_places``: two of them
+    some arcseconds apart give lines from one to the other. The line's own speed says sooner what should be gone.
+    """
+    if not lines:
+        return []
+    members = np.unique(np.concatenate([line.members for line in lines]))
+    xyz = _vectors(rows)
+    near = cKDTree(xyz).query_ball_point(xyz[members], _chord(0.5 * settings.stationary / 3600.0))
+    # How long each member's place was occupied, by anything, at most: days from its own time.
+    jd = rows["jd"]
+    stayed = {int(m): float(np.abs(jd[there] - jd[m]).max()) for m, there in zip(members, near, strict=True)}
+    leaving = settings.stationary / 3600.0
+    found = []
+    for line in lines:
+        speed = float(np.hypot(*line.velocity))
+        went = speed * (jd[line.members[-1]] - jd[line.members[0]])
+        if went > leaving and speed * max(stayed[m] for m in line.members) <= leaving:
+            found.append(line)
+    return found
 
 
 def _choose(lines: list[_Line], candids: NDArray[np.int64]) -> list[_Line]:

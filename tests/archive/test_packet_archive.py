@@ -152,8 +152,8 @@ class Memory:
         self.forced.extend((object_id, pid) for object_id, pid, _ in points)
 
 
-def test_the_last_month_is_recalled_in_time_order(store: ProductStore) -> None:
-    for jd in (samples.JD - 40, samples.JD - 20, samples.JD, samples.JD + 3):
+def test_the_last_two_months_are_recalled_in_time_order(store: ProductStore) -> None:
+    for jd in (samples.JD - 70, samples.JD - 20, samples.JD, samples.JD + 3):
         write_products(store, samples.result(samples.quadrant(jd)))
         PacketArchive(store).add(packets(2, jd))
     memory = Memory()

@@ -148,6 +148,17 @@ def test_two_epochs_of_one_place_make_one_object_with_a_history(memory: h.Histor
 
 
 @pytest.mark.services
+def test_what_is_counted_reaches_sixty_days_back_whatever_the_memory_holds(memory: h.History) -> None:
+    """Regular detections keep an object's rows in Redis longer than that; a rebuilt memory does not have them."""
+    for pid, jd in ((8, 2458700.6), (9, 2458750.6), (10, 2458800.6), (11, 2458801.6)):
+        memory.add_epoch(report(pid, jd))
+        event = batch_at(pid, jd, [(150.0, 20.0)])
+        enrich_batch(event, memory, PRV_FIELDS)
+    counts = event.items[0].candidate
+    assert (counts["ndethist"], counts["ncovhist"], counts["jdstarthist"]) == (3, 3, 2458750.6)
+
+
+@pytest.mark.services
 def test_a_repeat_of_the_same_quadrant_changes_nothing(memory: h.History) -> None:
     for pid, jd in ((10, 2458850.6), (11, 2458851.6)):
         memory.add_epoch(report(pid, jd))

@@ -131,6 +131,19 @@ def test_a_place_seen_again_later_is_static_but_a_slow_mover_between_quick_expos
     assert len(tracklet.candids) == 8
 
 
+def test_two_stars_that_stay_where_they_are_make_no_mover_however_often_they_are_seen():
+    """Three arcseconds apart, an exposure a minute: a line leads from one to the other at a mover's speed."""
+    pair = Night(8, [JD + k / 1440 for k in range(10)])
+    for t in pair.times:
+        pair.see(t, 40.0, 5.0, 18.0)
+        pair.see(t, 40.0, 5.0 + 3.1 / 3600, 18.2)
+    assert link_tracklets(pair.table(), "n") == []
+    for t in pair.times:  # a mover that passes between them is found all the same
+        pair.see(t, *moved(40.0 - 60 / 3600, 5.0 + 1.5 / 3600, 4.0, 90.0, t - JD), 18.0)
+    (tracklet,) = link_tracklets(pair.table(), "n")
+    assert len(tracklet.candids) >= 8
+
+
 @pytest.mark.parametrize(("rate", "linked"), [(0.03, 0), (0.2, 1), (4.5, 1), (8.0, 0)])
 def test_only_rates_within_the_limits_are_linked(rate, linked):
     night = Night(2, [JD, JD + 0.03, JD + 0.06])
