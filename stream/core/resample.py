@@ -28,7 +28,6 @@ one degree) go the general way, pixel by pixel, which is slow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -342,27 +341,29 @@ def _blank_bad(out: F32, bad: NDArray[np.bool_], map_y: F32, map_x: F32) -> None
         np.copyto(out[block], np.float32(np.nan), where=np.take(flat, iy))
 
 
-def _blocks_with(flags: NDArray[np.bool_], map_y: F32, map_x: F32, side: int = 64) -> Iterator[tuple[slice, slice]]:
+def _blocks_with(flags: NDArray[np.bool_], map_y: F32, map_x: F32, side: int = 64) -> list[tuple[slice, slice]]:
     """Blocks of the target in whose surroundings in the source any flag is set (a map's extremes lie on its border)."""
     ny, nx = map_y.shape
     cell = 32
     rows = np.logical_or.reduceat(flags, np.arange(0, flags.shape[0], cell), axis=0)
     coarse = np.logical_or.reduceat(rows, np.arange(0, flags.shape[1], cell), axis=1)
-    last_y, last_x = coarse.shape[0] - 1, coarse.shape[1] - 1
-    for y in range(0, ny, side):
-        for x in range(0, nx, side):
-            block = slice(y, y + side), slice(x, x + side)
-            bounds = []
-            for source, last in ((map_y, last_y), (map_x, last_x)):
-                b = source[block]
-                corners = float(b[0, 0]), float(b[0, -1]), float(b[-1, 0]), float(b[-1, -1])
-                # Straight but for a px or two in a block; NaN compares false and the whole source is looked at.
-                low, high = (min(corners) - 3) / cell, (max(corners) + 3) / cell
-                known = low == low and high == high
-                bounds.append((int(np.clip(low, 0, last)), int(np.clip(high, 0, last))) if known else (0, last))
-            (y0, y1), (x0, x1) = bounds
-            if coarse[y0 : y1 + 1, x0 : x1 + 1].any():
-                yield block
+    table = np.zeros((coarse.shape[0] + 1, coarse.shape[1] + 1), np.int64)
+    table[1:, 1:] = coarse.cumsum(axis=0).cumsum(axis=1)
+    y0, x0 = np.arange(0, ny, side), np.arange(0, nx, side)
+    y1, x1 = np.minimum(y0 + side, ny) - 1, np.minimum(x0 + side, nx) - 1
+    low, high = [], []
+    for source, size in ((map_y, coarse.shape[0]), (map_x, coarse.shape[1])):
+        corners = np.stack([source[np.ix_(y, x)] for y in (y0, y1) for x in (x0, x1)])
+        # Straight but for a px or two in a block; where the map is unknown the whole source is looked at.
+        first = np.floor(np.nan_to_num((corners.min(axis=0) - 3) / cell, nan=0.0))
+        last = np.floor(np.nan_to_num((corners.max(axis=0) + 3) / cell, nan=float(size)))
+        low.append(np.clip(first, 0, size - 1).astype(np.int64))
+        high.append(np.clip(last, 0, size - 1).astype(np.int64) + 1)
+    count = table[high[0], high[1]] - table[low[0], high[1]] - table[high[0], low[1]] + table[low[0], low[1]]
+    return [
+        (slice(y0[j], y1[j] + 1), slice(x0[i], x1[i] + 1))
+        for j, i in zip(*(v.tolist() for v in np.nonzero(count)), strict=True)
+    ]
 
 
 def bridged(image: F32, bad: NDArray[np.bool_]) -> F32:

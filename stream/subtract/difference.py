@@ -20,7 +20,7 @@ from stream.core.errors import SubtractionError
 from stream.core.records import F32, Difference, Reference, ScienceImage
 from stream.core.resample import PixelMap
 from stream.subtract.background import settle
-from stream.subtract.cache import ReferenceCache, make_cache
+from stream.subtract.cache import ReferenceCache, kept_cache
 from stream.subtract.floor import apply_floor, excess_noise
 from stream.subtract.kernels import difference_psf, fwhm_of, make_kernels, psfs_of, reference_transfer
 from stream.subtract.match import Match, MatchConfig, match_sources
@@ -55,7 +55,7 @@ def subtract(
         Any pointing; where it does not cover the science image the difference is NaN.
     config : SubtractConfig, optional
     cache : ReferenceCache, optional
-        Of this reference; made here where missing.
+        Of this reference (``make_cache``); made here where missing, and kept while the same reference comes again.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def subtract(
     """
     config = config or SubtractConfig()
     if cache is None or cache.version != reference.version:
-        cache = make_cache(reference, config.match)
+        cache = kept_cache(reference)
     pixel_map = PixelMap.between(science.astrometry.wcs, science.data.shape, reference.wcs)
     _require_overlap(reference, pixel_map, config)
     match = match_sources(science, reference, pixel_map, config.match, cache.clean)

@@ -18,6 +18,7 @@ from stream.core.records import F32
 CELL = 24
 # Robust scatter of pure noise in such a cell stays below this (4 sigma of its own error).
 TOLERATED = 1.5
+_STEP = 3  # px, a divisor of the cell
 # Median of |x| of a unit normal variate.
 _NORMAL_MEDIAN = 0.6744898
 
@@ -39,12 +40,12 @@ def excess_noise(scorr: F32, cell: int = CELL) -> NDArray[np.float32] | None:
     """
     ny, nx = scorr.shape
     rows, columns = -(-ny // cell), -(-nx // cell)
-    # Every second pixel: S_corr is smooth over the PSF. NaN counts as typical noise, so that it moves nothing.
-    sample = np.full((rows * cell // 2, columns * cell // 2), _NORMAL_MEDIAN, np.float32)
-    half = np.abs(scorr[: 2 * (ny // 2) : 2, : 2 * (nx // 2) : 2])
+    # Every third pixel: S_corr is smooth over the PSF. NaN counts as typical noise, so that it moves nothing.
+    side = cell // _STEP
+    sample = np.full((rows * side, columns * side), _NORMAL_MEDIAN, np.float32)
+    half = np.abs(scorr[::_STEP, ::_STEP])
     np.copyto(half, np.float32(_NORMAL_MEDIAN), where=~np.isfinite(half))
     sample[: half.shape[0], : half.shape[1]] = half
-    side = cell // 2
     cells = sample.reshape(rows, side, columns, side).transpose(0, 2, 1, 3).reshape(rows, columns, side * side)
     middle = side * side // 2
     scatter = np.partition(cells, middle, axis=2)[:, :, middle] / np.float32(_NORMAL_MEDIAN)

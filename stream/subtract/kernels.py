@@ -38,7 +38,7 @@ GRID = 128  # px; of the small transforms in which kernels are made: no smaller 
 NODES = 9  # places a side at which PSFs are compared
 DEGREE = 3  # of the polynomials c_j: PSF models are of degree 2, their normalised product a little more
 MAX_COMPONENTS = 4
-TOLERANCE = 1.5e-3  # of P_D's norm: residuals of the PSF's variation below it are left in
+TOLERANCE = 1.2e-3  # of P_D's norm, r.m.s. over the places: what of the PSFs' variation is left in
 # Frequencies at which both PSFs are below 1e-7 carry rounding errors only; the floor keeps them from being divided up.
 _FLOOR = 1e-14
 _STABLE = 0.03  # |Pr^| below which the residual of a star is no longer divided by it
@@ -192,7 +192,7 @@ def _variation(
     u, s, vt = np.linalg.svd(smooth, full_matrices=False)
     norm = float(np.sqrt((psf**2).sum()))
     count = 0
-    while count < MAX_COMPONENTS and np.sqrt((smooth**2).sum(axis=1)).max() > TOLERANCE * norm:
+    while count < MAX_COMPONENTS and np.sqrt((smooth**2).sum(axis=1).mean()) > TOLERANCE * norm:
         smooth = smooth - s[count] * np.outer(u[:, count], vt[count])
         count += 1
     images = vt[:count].reshape(count, WORK, WORK)

@@ -76,8 +76,10 @@ def prepare(
     hits = (mask & np.uint16(HIT_BITS)) != 0
     _fill(new, left, mask, unusable, hits)
     without_value = unusable | hits
-    remove_rings(new, without_value, own)
-    remove_rings(left, without_value, own)
+    if own:
+        new -= left
+        remove_rings(new, without_value, own)
+        new += left
     return Prepared(new, left, new_variance, reference_variance, template, mask, unusable, hits)
 
 

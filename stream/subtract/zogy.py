@@ -141,7 +141,7 @@ class _Plan:
         if not self.variation:
             return
         m = self.coarse
-        some = _cut(reference, m)
+        some = reference if m == self.n else _cut(reference, m)
         step = self.n / m
         y, x = (np.asarray(o + step * np.arange(m), np.float64) for o in origin)
         total = np.zeros((m, m), np.float32)
@@ -150,7 +150,11 @@ class _Plan:
             part *= _surface(trend, y, x, self.shape)
             total += part
         total *= self.fade
-        _add_cut(difference, fft.rfft2(total, workers=1), m)
+        part = fft.rfft2(total, workers=1)
+        if m == self.n:
+            difference -= part
+        else:
+            _subtract_cut(difference, part, m)
 
     def _variance(self, planes: Planes, reference: C64, origin: tuple[int, int]) -> F32:
         """V(S) + V_ast + V_psf at every second pixel."""
@@ -209,7 +213,7 @@ def _cut(plane: C64, m: int) -> C64:
     return out
 
 
-def _add_cut(plane: C64, part: C64, m: int) -> None:
+def _subtract_cut(plane: C64, part: C64, m: int) -> None:
     """Subtract low frequencies that ``_cut`` took out, in place."""
     low = m // 2
     plane[:low, :low] -= part[:low, :low]
@@ -282,11 +286,11 @@ def _bilinear(grid: F32, errors: Errors, y: NDArray[np.float64], x: NDArray[np.f
     for nodes, places in ((errors.ys, y), (errors.xs, x)):
         at = np.interp(places, nodes, np.arange(len(nodes)))
         low = np.minimum(at.astype(int), max(len(nodes) - 2, 0))
-        part = (at - low).astype(np.float32)
+        part: F32 = (at - low).astype(np.float32)
         matrix: F32 = np.zeros((len(places), len(nodes)), np.float32)
         row = np.arange(len(places))
         matrix[row, low] = 1 - part
-        matrix[row, np.minimum(low + 1, len(nodes) - 1)] += part
+        np.add.at(matrix, (row, np.minimum(low + 1, len(nodes) - 1)), part)
         weights.append(matrix)
     out: F32 = weights[0] @ grid @ weights[1].T
     return out
