@@ -57,10 +57,13 @@ class Job:
     camera: Camera
     candid_version: int = CANDID_VERSION
     calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
+    method: str = "proper"
 
     def science(self) -> ScienceSettings:
         """Settings of the science."""
-        return ScienceSettings(camera=self.camera, candid_version=self.candid_version, calibrate=self.calibrate)
+        return ScienceSettings(
+            camera=self.camera, candid_version=self.candid_version, calibrate=self.calibrate, method=self.method
+        )
 
 
 _task: QuadrantTask | None = None
@@ -236,7 +239,7 @@ def process_calibrated(
             return
     for path in paths:
         try:
-            result = process_image(path, inputs)
+            result = process_image(path, inputs, job.science())
         except Permanent as error:
             yield [], [f"{path.name}: {error}"]
             continue
@@ -244,7 +247,7 @@ def process_calibrated(
         yield [Outcome(result.report, batch_of(result))], []
 
 
-def process_image(path: Path, inputs: QuadrantInputs) -> QuadrantResult:
+def process_image(path: Path, inputs: QuadrantInputs, settings: ScienceSettings | None = None) -> QuadrantResult:
     """One calibrated image: science products, and candidates where ``inputs`` has a reference.
 
     Raises
@@ -259,6 +262,7 @@ def process_image(path: Path, inputs: QuadrantInputs) -> QuadrantResult:
         came.image.quadrant,
         inputs,
         watch,
+        settings,
     )
 
 

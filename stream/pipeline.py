@@ -69,7 +69,7 @@ from stream.photometry import (
     measure_sources,
     photometric_infobits,
 )
-from stream.subtract import make_cache, subtract
+from stream.subtract import make_cache, subtract, subtract_by_kernel
 
 # Catalogue cones reach this far beyond the quadrant's half diagonal (deg): the pointing may be off by four
 # arcminutes, a halo star may stand 367 arcsec outside, alerts look for neighbours within 90 arcsec.
@@ -90,6 +90,7 @@ class ScienceSettings:
     fakes: FakeSettings | None = None  # sources injected into a copy, to know what is found; None: none
     candid_version: int = CANDID_VERSION  # other digits where nights are processed again with other software
     subtract: bool = True  # False: science products only, as for reference building
+    method: str = "proper"  # of the subtraction; kernel: a fitted one, to compare with, never in the stream
     calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
 
 
@@ -334,7 +335,8 @@ def search(result: QuadrantResult, inputs: QuadrantInputs, settings: ScienceSett
     result.reference = reference
     with watch.step("subtract"):
         ready = inputs.prepared(reference, make_cache)
-        result.difference = subtract(science, reference, cache=ready)
+        make = subtract_by_kernel if settings.method == "kernel" else subtract
+        result.difference = make(science, reference, cache=ready)
     with watch.step("extract"):
         how = ExtractSettings(profile=settings.profile, version=settings.candid_version)
         result.candidates = extract(science, reference, result.difference, how)

@@ -22,6 +22,9 @@ def process(
     reference: Annotated[
         Path | None, typer.Option(help="For calibrated images: subtract this calibrated image as the reference.")
     ] = None,
+    method: Annotated[
+        str, typer.Option(help="Of the subtraction: proper, or kernel (a fitted one, slow, to compare with).")
+    ] = "proper",
     workers: Annotated[int | None, typer.Option(help="Processes; one a core by default.")] = None,
     score: Annotated[bool, typer.Option(help="Score the candidates and write alert files.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a quadrant.")] = False,
@@ -39,7 +42,9 @@ def process(
 
     settings = load_settings(store=store, camera=camera)
     how = CalibrateSettings(pocket=settings.pocket_correction, max_age=settings.old_calibration_days)
-    job = Job(settings.store, camera_named(settings.camera), settings.candid_version, how)
+    if method not in ("proper", "kernel"):
+        raise typer.BadParameter(f"{method}: proper or kernel", param_hint="--method")
+    job = Job(settings.store, camera_named(settings.camera), settings.candid_version, how, method)
     paths = expand_inputs(files)
     raw = [path for path in paths if _is_raw(path)]
     calibrated = [path for path in paths if not _is_raw(path)]

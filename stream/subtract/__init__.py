@@ -2,6 +2,7 @@
 
 from stream.subtract.cache import ReferenceCache, make_cache
 from stream.subtract.difference import SubtractConfig, subtract
+from stream.subtract.kernelfit import subtract_by_kernel
 from stream.subtract.kernels import DifferencePsf
 from stream.subtract.match import Match, MatchConfig, match_sources
 
@@ -14,4 +15,5 @@ __all__ = [
     "make_cache",
     "match_sources",
     "subtract",
+    "subtract_by_kernel",
 ]

@@ -24,7 +24,7 @@ from stream.subtract.cache import ReferenceCache, kept_cache
 from stream.subtract.floor import apply_floor, excess_noise
 from stream.subtract.kernels import difference_psf, fwhm_of, make_kernels, psfs_of, reference_transfer
 from stream.subtract.match import Match, MatchConfig, match_sources
-from stream.subtract.prepare import plain_growth, prepare
+from stream.subtract.prepare import Prepared, plain_growth, prepare
 from stream.subtract.zogy import Errors, Planes, subtract_planes
 
 
@@ -71,17 +71,10 @@ def subtract(
         No overlap, or neither common stars nor zero points.
     """
     config = config or SubtractConfig()
-    if cache is None or cache.version != reference.version:
-        cache = kept_cache(reference)
-    pixel_map = PixelMap.between(science.astrometry.wcs, science.data.shape, reference.wcs)
-    _require_overlap(reference, pixel_map, config)
-    match = match_sources(science, reference, pixel_map, config.match, cache.clean)
-    pixel_map = match.moved(pixel_map)
-    ready = prepare(science, reference, cache, pixel_map, match.flux_scale)
-    if float(np.isfinite(ready.template).mean()) < config.min_overlap:
-        raise SubtractionError("the reference has no usable pixel on the science image", rfid=reference.rfid)
+    made = front(science, reference, config, cache)
+    match, pixel_map, ready = made.match, made.pixel_map, made.ready
     shape = science.data.shape[0], science.data.shape[1]
-    noise = science.background.sigma, match.flux_scale * cache.typical
+    noise = science.background.sigma, match.flux_scale * made.typical
     kernels = make_kernels(
         psfs_of(science, reference, pixel_map), noise, reference_transfer(pixel_map, reference), shape
     )
@@ -105,8 +98,33 @@ def subtract(
         mask=ready.mask,
         flux_scale=match.flux_scale,
         registration_rms=match.rms,
-        diffmaglim=_limiting_magnitude(sigma, centre, science.zeropoint.magzp),
+        diffmaglim=limiting_magnitude(sigma, centre, science.zeropoint.magzp),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What every method starts from: the stars' word, the map put right by it, both images made ready; ``typical`` the
+    reference's white noise per pixel in its own DN."""
+
+    match: Match
+    pixel_map: PixelMap
+    ready: Prepared
+    typical: float
+
+
+def front(science: ScienceImage, reference: Reference, config: SubtractConfig, cache: ReferenceCache | None) -> Front:
+    """Steps 1 and 2; ``SubtractionError`` where there is nothing to subtract."""
+    if cache is None or cache.version != reference.version:
+        cache = kept_cache(reference)
+    pixel_map = PixelMap.between(science.astrometry.wcs, science.data.shape, reference.wcs)
+    _require_overlap(reference, pixel_map, config)
+    match = match_sources(science, reference, pixel_map, config.match, cache.clean)
+    pixel_map = match.moved(pixel_map)
+    ready = prepare(science, reference, cache, pixel_map, match.flux_scale)
+    if float(np.isfinite(ready.template).mean()) < config.min_overlap:
+        raise SubtractionError("the reference has no usable pixel on the science image", rfid=reference.rfid)
+    return Front(match, pixel_map, ready, cache.typical)
 
 
 def _require_overlap(reference: Reference, pixel_map: PixelMap, config: SubtractConfig) -> None:
@@ -135,7 +153,7 @@ def _sigma(planes: Planes, gain_new: float, gain_reference: float) -> F32:
     return sigma
 
 
-def _limiting_magnitude(sigma: F32, psf: F32, magzp: float) -> float:
+def limiting_magnitude(sigma: F32, psf: F32, magzp: float) -> float:
     """5-sigma magnitude of a point source at the centre for the median noise of the quadrant; NaN if unknown."""
     values = sigma[::4, ::4]
     values = values[np.isfinite(values)]

@@ -282,7 +282,7 @@ def _surface(trend: NDArray[np.float64], y: NDArray[np.float64], x: NDArray[np.f
 
 def _bilinear(grid: F32, errors: Errors, y: NDArray[np.float64], x: NDArray[np.float64]) -> F32:
     """A coarse map on the grid of rows ``y`` and columns ``x``; beyond it the edge's values."""
-    weights: list[F32] = []
+    weights = []
     for nodes, places in ((errors.ys, y), (errors.xs, x)):
         at = np.interp(places, nodes, np.arange(len(nodes)))
         low = np.minimum(at.astype(int), max(len(nodes) - 2, 0))
@@ -292,5 +292,4 @@ def _bilinear(grid: F32, errors: Errors, y: NDArray[np.float64], x: NDArray[np.f
         matrix[row, low] = 1 - part
         np.add.at(matrix, (row, np.minimum(low + 1, len(nodes) - 1)), part)
         weights.append(matrix)
-    out: F32 = weights[0] @ grid @ weights[1].T
-    return out
+    return np.asarray(weights[0] @ grid @ weights[1].T, np.float32)
