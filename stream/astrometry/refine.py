@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from stream.astrometry.epoch import position_errors, propagate
 from stream.astrometry.fit import Fit
-from stream.astrometry.lists import FLOOR_PX, MIN_FIT_SNR, Stars, usable_stars
+from stream.astrometry.lists import FLOOR_PX, MIN_FIT_SNR, Stars, spread_order, usable_stars
 from stream.astrometry.match import nearest_pairs
 from stream.astrometry.refraction import Refraction, bluer, fit_shift
 from stream.astrometry.solution import Pairs, tie
@@ -33,6 +33,7 @@ RADIUS = (0.6, 2.0)  # px within which a star is its catalogue entry: four times
 MIN_PAIRS = 20  # fewer: the first solution stays
 BEST_PX = 0.002  # what no S/N buys, before the residuals say more (2 mas)
 FEW_STARS = 500
+MAX_STARS = 6000  # more see no smaller air than the grid's nodes do
 CLIP = 4.0  # robust sigma
 MARGIN_PX = 20.0  # what a catalogue's star may have moved
 
@@ -71,6 +72,10 @@ def refine(
     """
     stars = usable_stars(sources, shape)
     stars = stars[stars.good & (stars.snr >= MIN_FIT_SNR)]
+    if len(stars) > MAX_STARS:
+        order, half = spread_order(stars.p, (shape[1] / 2, shape[0] / 2)), MAX_STARS // 2
+        # The brightest carry the map, a sample of all others tells how good a place is.
+        stars = stars[np.sort(np.concatenate([order[:half], order[half :: math.ceil((len(order) - half) / half)]]))]
     solution = first
     # A first solution of few stars may be a pixel or two off in the corners: their stars pair with the second one.
     for _ in range(2 if first.n_matched < FEW_STARS else 1):
