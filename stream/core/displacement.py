@@ -63,7 +63,7 @@ class Displacement:
 
     ``dx``, ``dy``, ``sigma_x``, ``sigma_y`` (n_y, n_x) float32 px; the nodes lie evenly from the first to the last
     pixel of an image of ``shape`` (ny, nx). The sigmas are of the field at a point, polynomial included, not of a star.
-    ``spread`` (px, an axis) and ``length`` (px) are those of the field, ``floor`` (px) the noise of a star beyond
+    ``spread`` (px, x and y) and ``length`` (px) are those of the field, ``floor`` (px) the noise of a star beyond
     ``noise_scale`` times its stated one; ``n_stars`` were used.
     """
 
@@ -72,7 +72,7 @@ class Displacement:
     sigma_x: F32
     sigma_y: F32
     shape: tuple[int, int]
-    spread: float
+    spread: tuple[float, float]
     length: float
     floor: float
     noise_scale: float
@@ -158,7 +158,7 @@ def fit_displacement(
     field, error = _krige(cells, nodes, aspect, trend, law)
     dx, dy, sigma_x, sigma_y = (np.ascontiguousarray(v.reshape(NODES, NODES), np.float32) for v in (*field.T, *error.T))
     spread, length = math.sqrt(law.field), law.length * max(nx, ny) / 2
-    return Displacement(dx, dy, sigma_x, sigma_y, shape, spread, length, floor, scale, len(places))
+    return Displacement(dx, dy, sigma_x, sigma_y, shape, (spread, spread), length, floor, scale, len(places))
 
 
 @dataclass(frozen=True, slots=True)
