@@ -150,15 +150,23 @@ class PsfModel:
         ndarray, (n, m, m), float32
             For ``read_grids``; m odd, centre on the middle node.
         """
+        inner = self.term_grids(size)
+        m = inner.shape[1]
+        out: NDArray[np.float32] = (self.coefficients(x, y) @ inner.reshape(len(inner), m * m)).reshape(-1, m, m)
+        return out
+
+    def coefficients(self, x: ArrayLike, y: ArrayLike) -> NDArray[np.float32]:
+        """Weights (n, n_terms) of ``term_grids`` that make the normalised PSF at places."""
         terms = polynomial_terms(x, y, self.shape, self.degree)
         terms /= (terms @ self._sums)[:, None]
+        return terms.astype(np.float32)
+
+    def term_grids(self, size: int = STAMP) -> NDArray[np.float32]:
+        """Spline coefficients (n_terms, m, m) of each polynomial term, cut to what stamps of ``size`` px can reach."""
         n = self.basis.shape[1]
         # Half a stamp and half a pixel of shift, plus the spline's own reach of two nodes.
         cut = max(n // 2 - (math.ceil((size // 2 + 0.5) * self.oversample) + 2), 0)
-        inner = self._coefficients[:, cut : n - cut, cut : n - cut]
-        m = n - 2 * cut
-        out: NDArray[np.float32] = (terms.astype(np.float32) @ inner.reshape(len(inner), m * m)).reshape(-1, m, m)
-        return out
+        return self._coefficients[:, cut : n - cut, cut : n - cut]
 
     def widths(self, x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
         """FWHM in px, pixel included, at places (n,): of the circle with the area above half the maximum."""

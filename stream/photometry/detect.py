@@ -123,7 +123,8 @@ def filter_taps(fwhm: float) -> F32:
     """One axis of the Gaussian filter, reaching 2.7 sigma, scaled so that white noise keeps its variance."""
     half = max(int(np.ceil(2.5 * fwhm * SIGMA_PER_FWHM - 0.5)), 1)
     taps = np.exp(-0.5 * ((np.arange(2 * half + 1) - half) / (fwhm * SIGMA_PER_FWHM)) ** 2)
-    return (taps / np.sqrt((taps**2).sum())).astype(np.float32)
+    normed: F32 = (taps / np.sqrt((taps**2).sum())).astype(np.float32)
+    return normed
 
 
 def _significant(
@@ -158,7 +159,7 @@ def _symmetric(image: F32, taps: F32) -> F32:
     """Correlate the first axis with symmetric taps, ends off."""
     half = len(taps) // 2
     n = len(image) - 2 * half
-    out = image[half : half + n] * taps[half]
+    out: F32 = image[half : half + n] * taps[half]
     pair = np.empty_like(out)
     for k in range(1, half + 1):
         np.add(image[half - k : half - k + n], image[half + k : half + k + n], out=pair)
@@ -210,7 +211,7 @@ def _table(pixels: _Pixels, basins: Basins, real: INT, sky_off: F32, mask: U16, 
     dx, dy = (x - x0[basins.owner]).astype(float), (y - y0[basins.owner]).astype(float)
 
     def total(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(basins.owner, weights, n)[real]
+        return np.asarray(np.bincount(basins.owner, weights, n)[real], np.float64)
 
     flux = total(value)
     safe = np.where(flux > 0, flux, 1)

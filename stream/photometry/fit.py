@@ -1,4 +1,8 @@
-"""The linearised fit of point sources to little windows, all sources at once: one core for free and forced places."""
+"""The linearised fit of point sources to little windows, many at once: one core for free and for fixed places.
+
+Sources whose light overlaps are one system of equations (a group, as in DAOPHOT's ALLSTAR): the coupling of two is
+summed over the pixels that their windows share.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core.psf import PsfModel, read_gradients
 from stream.core.records import F32
+from stream.photometry.groups import Block
 from stream.photometry.stamps import nearest_pixels
 
 F64 = NDArray[np.float64]
+INT = NDArray[np.intp]
 BOOL = NDArray[np.bool_]
 
 # Part of the model's light by which any PSF is wrong somewhere: enters chi, not the weights (a Poisson-weighted flux
@@ -23,11 +28,13 @@ MAX_SHIFT, MAX_STEP = 1.5, 0.5
 PLACE_PRIOR = 0.5
 # Below this part of the PSF's light on usable pixels there is nothing to fit.
 MIN_COVERAGE = 0.25
+# Two sources on one place share its flux as they like; this part of a source's information keeps the sum solvable.
+RIDGE = 1e-3
 
 
 @dataclass(slots=True)
 class Fit:
-    """Running state of ``n`` sources: place (px), flux and its 1-sigma error (DN), chi, sharp."""
+    """Running state of ``n`` sources: place (px), flux and its 1-sigma error (DN), chi, sharp, home (first place)."""
 
     x: F64
     y: F64
@@ -35,16 +42,27 @@ class Fit:
     sigflux: F64
     chi: F64
     sharp: F64
+    home: tuple[F64, F64]
 
     @classmethod
     def start(cls, x: F64, y: F64, flux: F64) -> Fit:
         """First places and fluxes."""
         nan = np.full(len(x), np.nan)
-        return cls(x.astype(float), y.astype(float), flux.astype(float), nan.copy(), nan.copy(), nan.copy())
+        x, y = x.astype(float), y.astype(float)
+        return cls(x.copy(), y.copy(), flux.astype(float), nan.copy(), nan.copy(), nan.copy(), (x, y))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def part(self, keep: BOOL) -> Fit:
+        """The chosen sources."""
+        columns = (self.x, self.y, self.flux, self.sigflux, self.chi, self.sharp)
+        x, y, flux, sigflux, chi, sharp = (column[keep] for column in columns)
+        return Fit(x, y, flux, sigflux, chi, sharp, (self.home[0][keep], self.home[1][keep]))
 
 
 def fixed_flux(values: F32, weight: F32, p: F32) -> tuple[F64, F64, F64]:
-    """Weighted least-squares flux at known places.
+    """Weighted least-squares flux of sources that stand alone, at known places.
 
     Parameters
     ----------
@@ -70,81 +88,125 @@ def fixed_flux(values: F32, weight: F32, p: F32) -> tuple[F64, F64, F64]:
     return flux, np.where(good, 1 / np.sqrt(safe), np.nan), np.where(good, chi, np.nan)
 
 
-def refine(
+def step_block(
     fit: Fit,
-    rows: NDArray[np.intp],
-    windows: tuple[F32, F32, BOOL],
-    psf: PsfModel,
+    block: Block,
+    psf: tuple[F32, F32, F32],
+    windows: tuple[F32, F32 | None, F32, BOOL],
     gain: float,
     *,
-    steps: int,
-    home: tuple[F64, F64],
-    own_off: bool = False,
+    move: bool = True,
     judge: bool = False,
 ) -> None:
-    """Gauss-Newton steps of flux and place for ``rows`` of ``fit``, in place.
+    """One Gauss-Newton step of flux and place for the sources of ``block``, in place.
 
     Parameters
     ----------
-    windows : (values, noise, usable), each (n, size, size)
-        DN with sky off, sky and read variance (DN^2), which pixels count; around the pixel nearest to ``home``.
-    home : (x, y)
-        Detected places, the centres of the windows and of the prior.
-    own_off : bool
-        The values have these sources' own models (of the fit's present state) off as well.
+    psf : (P, dP/dx, dP/dy), each (n, size, size)
+        At the fit's present places, around the pixels nearest to them.
+    windows : (values, residual, noise, usable), each (n, size, size)
+        Around the same pixels: DN with sky off; the same with all models (of the fit's present state) off, None where
+        nobody else's light is there; sky and read variance (DN^2); which pixels count.
+    move : bool
+        False: places stay, only fluxes are fitted.
     judge : bool
-        Fill ``sigflux``, ``chi`` and ``sharp`` from the last step; NaN flux where the PSF is hardly covered.
+        Fill ``sigflux``, ``chi`` and ``sharp``; NaN flux where the PSF is hardly covered.
     """
-    values, noise, usable = windows
+    rows = block.rows
+    values, residual, noise, usable = windows
     n, size = len(rows), values.shape[1]
-    hx, hy = home
-    ix, iy = nearest_pixels(hx, hy)
     x, y, flux = fit.x[rows], fit.y[rows], fit.flux[rows]
-    grids = psf.grids(hx, hy, size)
-    for turn in range(steps):
-        p, px, py = read_gradients(grids, x - ix, y - iy, size, psf.oversample)
-        scale = flux.astype(np.float32)[:, None, None]
-        model = scale * p
-        if own_off and turn == 0:
-            values = values + model
-        residual = values - model
-        weight = usable / (noise + np.maximum(model, 0) / np.float32(gain))
-        design = np.empty((n, 3, size * size), np.float32)
-        for k, term in enumerate((p, scale * px, scale * py)):
-            design[:, k] = term.reshape(n, -1)
-        step, error = _step(design, weight.reshape(n, 1, -1), residual.reshape(n, -1, 1), (hx - x, hy - y))
-        if judge and turn == steps - 1:
-            # The step is small by now: the residuals after it follow from the linearisation.
-            residual -= (design.transpose(0, 2, 1) @ step[..., None].astype(np.float32)).reshape(residual.shape)
-            _judge(fit, rows, (p, px, py), residual, weight, usable, flux + step[:, 0], (x - ix, y - iy), error)
-        flux = flux + step[:, 0]
-        x = np.clip(x + step[:, 1], hx - MAX_SHIFT, hx + MAX_SHIFT)
-        y = np.clip(y + step[:, 2], hy - MAX_SHIFT, hy + MAX_SHIFT)
-    fit.x[rows], fit.y[rows], fit.flux[rows] = x, y, flux
+    hx, hy = (h[rows] for h in fit.home)
+    pixel = nearest_pixels(x, y)
+    p, px, py = psf
+    scale = flux.astype(np.float32)[:, None, None]
+    own = scale * p
+    light = own if residual is None else values - residual  # of all models there
+    residual = values - own if residual is None else residual
+    weight = usable / (noise + np.maximum(light, 0) / np.float32(gain))
+    design = np.empty((n, 3 if move else 1, size * size), np.float32)
+    for k, column in enumerate((p, scale * px, scale * py) if move else (p,)):
+        design[:, k] = column.reshape(n, -1)
+    prior = (hx - x, hy - y) if move else ()
+    step, error = _solve(design, weight.reshape(n, 1, -1), residual.reshape(n, -1, 1), prior, block, pixel, size)
     if judge:
-        fit.flux[rows] = np.where(np.isfinite(fit.sigflux[rows]), flux, np.nan)
+        # The step is small by now: the residuals after it follow from the linearisation.
+        change = (design.transpose(0, 2, 1) @ step[..., None].astype(np.float32)).reshape(residual.shape)
+        after, fraction = flux + step[:, 0], (x - pixel[0], y - pixel[1])
+        _judge(fit, rows, psf, residual - change, weight, usable, after, fraction, error)
+    fit.flux[rows] = flux + step[:, 0]
+    if move:
+        fit.x[rows] = np.clip(x + step[:, 1], hx - MAX_SHIFT, hx + MAX_SHIFT)
+        fit.y[rows] = np.clip(y + step[:, 2], hy - MAX_SHIFT, hy + MAX_SHIFT)
+    if judge:
+        fit.flux[rows] = np.where(np.isfinite(fit.sigflux[rows]), fit.flux[rows], np.nan)
 
 
-def _step(design: F32, weight: F32, residual: F32, prior: tuple[F64, F64]) -> tuple[F64, F64]:
-    """Change (n, 3) of flux and place, cut to ``MAX_STEP``, and the flux's error."""
+def _solve(
+    design: F32, weight: F32, residual: F32, prior: tuple[F64, ...], block: Block, pixel: tuple[INT, INT], size: int
+) -> tuple[F64, F64]:
+    """Change (n, columns) of flux and place, cut to ``MAX_STEP``, and the flux's error, groups solved as one."""
+    n, columns = design.shape[:2]
     weighted = design * weight
     normal = (weighted @ design.transpose(0, 2, 1)).astype(np.float64)
     right = (weighted @ residual).astype(np.float64)[..., 0]
     dead = ~(normal[:, 0, 0] > 0)
-    normal[dead] = np.eye(3)
+    normal[dead] = np.eye(columns)
     right[dead] = 0
     for k, distance in enumerate(prior, start=1):
         normal[:, k, k] += 1 / PLACE_PRIOR**2
         right[:, k] += distance / PLACE_PRIOR**2
-    inverse = np.linalg.inv(normal)  # 3 x 3, positive definite thanks to the prior
-    step = (inverse @ right[..., None])[..., 0]
+    step, variance = np.empty((n, columns)), np.empty(n)
+    coupling = _couplings(design, weighted, block, pixel, size)
+    for members in block.groups:
+        n_groups, k = members.shape
+        if k == 1:
+            inverse = np.linalg.inv(normal[members[:, 0]])  # positive definite thanks to the prior
+        else:
+            whole = np.zeros((n_groups, k, columns, k, columns))
+            place = np.arange(k)
+            whole[:, place, :, place, :] = normal[members.T]
+            inside = np.flatnonzero(block.size[block.first] == k)
+            g, i, j = (
+                block.group[block.first[inside]],
+                block.slot[block.first[inside]],
+                block.slot[block.second[inside]],
+            )
+            whole[g, i, :, j, :] = coupling[inside]
+            whole[g, j, :, i, :] = coupling[inside].transpose(0, 2, 1)
+            whole[:, place, 0, place, 0] *= 1 + RIDGE
+            inverse = np.linalg.inv(whole.reshape(n_groups, k * columns, -1))
+        step[members] = (inverse @ right[members].reshape(n_groups, -1, 1)).reshape(n_groups, k, columns)
+        variance[members] = np.diagonal(inverse, axis1=1, axis2=2)[:, ::columns]
     np.clip(step[:, 1:], -MAX_STEP, MAX_STEP, out=step[:, 1:])
-    return step, np.where(dead, np.nan, np.sqrt(inverse[:, 0, 0]))
+    # Rounding may leave no positive variance where two sources cannot be told apart.
+    variance = np.where(variance > 0, variance, 1 / normal[:, 0, 0])
+    return step, np.where(dead, np.nan, np.sqrt(variance))
+
+
+def _couplings(design: F32, weighted: F32, block: Block, pixel: tuple[INT, INT], size: int) -> F64:
+    """Sums (n_pairs, columns, columns) of two sources' weighted products over the pixels that their windows share."""
+    columns = design.shape[1]
+    out = np.zeros((len(block.first), columns, columns))
+    a, b = (part.reshape(len(part), columns, size, size) for part in (weighted, design))
+    ox, oy = (axis[block.second] - axis[block.first] for axis in pixel)
+    reach = 2 * size
+    for code in np.unique((oy + reach) * 4 * size + ox + reach).tolist():
+        dy, dx = code // (4 * size) - reach, code % (4 * size) - reach
+        if max(abs(dx), abs(dy)) >= size:
+            continue
+        pairs = np.flatnonzero((ox == dx) & (oy == dy))
+        mine = (slice(max(dy, 0), size + min(dy, 0)), slice(max(dx, 0), size + min(dx, 0)))
+        theirs = (slice(max(-dy, 0), size + min(-dy, 0)), slice(max(-dx, 0), size + min(-dx, 0)))
+        first = a[block.first[pairs]][:, :, mine[0], mine[1]].reshape(len(pairs), columns, -1)
+        second = b[block.second[pairs]][:, :, theirs[0], theirs[1]].reshape(len(pairs), columns, -1)
+        out[pairs] = first @ second.transpose(0, 2, 1)
+    return out
 
 
 def _judge(
     fit: Fit,
-    rows: NDArray[np.intp],
+    rows: INT,
     gradients: tuple[F32, F32, F32],
     residual: F32,
     weight: F32,

@@ -7,30 +7,22 @@ from dataclasses import dataclass
 import numpy as np
 import sep
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from stream.core.errors import PhotometryError
 from stream.core.flags import BAD_BITS, Mask
-from stream.core.psf import STAMP, PsfModel
+from stream.core.psf import PsfModel
 from stream.core.records import APERTURE_DIAMETERS, F32, SOURCE_DTYPE, U16, Background, Table
 from stream.photometry.detect import NOT_DETECTED_BITS
-from stream.photometry.fit import Fit, refine
-from stream.photometry.stamps import add_stamps, box_flags, nearest_pixels, window_index
+from stream.photometry.fit import Fit
+from stream.photometry.groups import has_neighbour
+from stream.photometry.scene import NEIGHBOUR_REACH, Scene, fit_scene, fit_sequences, is_crowded
+from stream.photometry.stamps import box_flags, nearest_pixels
 
 F64 = NDArray[np.float64]
 BOOL = NDArray[np.bool_]
 INT = NDArray[np.intp]
 
 UNFIT_BITS = NOT_DETECTED_BITS | int(Mask.SATURATED)
-# Sources nearer than this (px) share light that matters: the windows' reach plus the PSF's bright part.
-NEIGHBOUR_REACH = 15.0
-# Rounds in which neighbours' models are subtracted and everybody is fitted again; a pair one FWHM apart settles to
-# a per cent in three.
-ROUNDS = 3
-BLOCK = 256  # sources whose windows and PSF grids stay in the processor's cache
-# Beyond 6 px a source fainter than this (sigma of the sky in its peak pixel) has nothing above the noise.
-BRIGHT_PEAK = 30.0
-SMALL_MARGIN = 4  # px more than the fitted window: a place may move by 1.5
 # Aperture corrections come from sources with at least this S/N; below it, from the best there are.
 APERTURE_SNR = 50.0
 MIN_APERTURE_STARS = 5
@@ -91,116 +83,31 @@ def measure_sources(
     unusable = (mask & np.uint16(UNFIT_BITS)) != 0
     unusable |= ~np.isfinite(sky_off)
     np.copyto(sky_off, np.float32(0), where=unusable & ~np.isfinite(sky_off))
-    fit = fit_sources(sky_off, unusable, background, psf, detections, (gain, readnoise))
+    scene = Scene(sky_off, unusable, background, psf, gain, readnoise)
+    x, y = (np.asarray(detections[name], float) for name in ("x", "y"))
+    fit = Fit.start(x, y, np.maximum(detections["flux"], 1.0))
+    if is_crowded(len(fit), psf.fwhm, data.size):
+        scene, fit = fit_sequences(scene, fit, mask)
+    else:
+        fit_scene(scene, fit)
     table = _table(detections, fit, mask)
-    _apertures(table, sky_off, unusable, background, gain)
+    _apertures(table, scene.image, unusable, scene.background, gain)
     return table, aperture_corrections(table)
 
 
-def window_size(fwhm: float) -> int:
-    """Side of the windows that are fitted, px: twice the FWHM to each side, 9 to 17."""
-    return int(np.clip(2 * round(2 * fwhm) + 1, 9, 17))
-
-
-def fit_sources(
-    sky_off: F32,
-    unusable: BOOL,
-    background: Background,
-    psf: PsfModel,
-    detections: Table,
-    noise_figures: tuple[float, float],
-) -> Fit:
-    """Flux and place of sources, crowded ones with their neighbours' models subtracted.
-
-    ``noise_figures`` are gain (e-/DN) and read noise (e-).
-    """
-    gain, readnoise = noise_figures
-    x, y = (np.asarray(detections[name], float) for name in ("x", "y"))
-    fit = Fit.start(x, y, np.maximum(detections["flux"], 1.0))
-    size = window_size(psf.fwhm)
-    crowded = _has_neighbour(x, y)
-
-    def run(rows: INT, image: F32, steps: int, *, own_off: bool, judge: bool) -> None:
-        for start in range(0, len(rows), BLOCK):
-            part = rows[start : start + BLOCK]
-            home = x[part], y[part]
-            windows = _windows(image, unusable, _sky_variance(background, *home, gain, readnoise), *home, size)
-            refine(fit, part, windows, psf, gain, steps=steps, home=home, own_off=own_off, judge=judge)
-
-    run(np.flatnonzero(~crowded), sky_off, 3, own_off=False, judge=True)
-    rows = np.flatnonzero(crowded)
-    residual = sky_off.copy() if len(rows) else sky_off
-    for turn in range(ROUNDS if len(rows) else 0):
-        last = turn == ROUNDS - 1
-        state = fit.x[rows].copy(), fit.y[rows].copy(), fit.flux[rows].copy()
-        _add_models(residual, rows, state, psf, background.sigma, -1.0)
-        run(rows, residual, 2 if last else 1, own_off=True, judge=last)
-        if not last:
-            _add_models(residual, rows, state, psf, background.sigma, 1.0)
-    return fit
-
-
-def _has_neighbour(x: F64, y: F64) -> BOOL:
-    crowded = np.zeros(len(x), bool)
-    if len(x) < 2:
-        return crowded
-    places = np.stack([x, y], axis=1)
-    pairs = cKDTree(places).query_pairs(NEIGHBOUR_REACH, output_type="ndarray")
-    crowded[pairs.ravel()] = True
-    return crowded
-
-
-def _sky_variance(background: Background, x: F64, y: F64, gain: float, readnoise: float) -> F32:
-    """Noise variance (n,) of an empty pixel at places, DN^2: the expected or the measured one, the greater."""
-    ix, iy = nearest_pixels(x, y)
-    ny, nx = background.level.shape
-    place = np.clip(iy, 0, ny - 1), np.clip(ix, 0, nx - 1)
-    expected = np.maximum(background.level[place], 0) / gain + (readnoise / gain) ** 2
-    variance: F32 = np.maximum(np.maximum(expected, background.rms[place].astype(float) ** 2), 1e-6).astype(np.float32)
-    return variance
-
-
-def _windows(image: F32, unusable: BOOL, variance: F32, x: F64, y: F64, size: int) -> tuple[F32, F32, BOOL]:
-    """Values, sky variance (smooth: one value a window) and usable pixels around places."""
-    index, inside = window_index(*nearest_pixels(x, y), size, (image.shape[0], image.shape[1]))
-    values = image.reshape(-1)[index]
-    usable = inside & ~unusable.reshape(-1)[index]
-    return values, np.broadcast_to(variance[:, None, None], values.shape), usable
-
-
-def _add_models(
-    image: F32,
-    rows: INT,
-    state: tuple[F64, F64, F64],
-    psf: PsfModel,
-    sigma: float,
-    sign: float,
-) -> None:
-    """Add the models of sources (place, flux) times ``sign`` to an image; faint ones in a small window."""
-    peak = 0.8 / max(psf.fwhm, 1) ** 2  # of a Moffat's light in its brightest pixel, roughly
-    bright = state[2] * peak > BRIGHT_PEAK * sigma
-    for chosen, size in (
-        (np.flatnonzero(bright), STAMP),
-        (np.flatnonzero(~bright), window_size(psf.fwhm) + SMALL_MARGIN),
-    ):
-        for start in range(0, len(chosen), BLOCK):
-            x, y, flux = (value[chosen[start : start + BLOCK]] for value in state)
-            ix, iy = nearest_pixels(x, y)
-            add_stamps(image, ix, iy, (sign * flux).astype(np.float32)[:, None, None] * psf.stamps(x, y, size))
-
-
 def _table(detections: Table, fit: Fit, mask: U16) -> Table:
-    table = np.zeros(len(detections), SOURCE_DTYPE)
-    table["sourceid"] = np.arange(len(detections))
+    table = np.zeros(len(fit), SOURCE_DTYPE)
+    table["sourceid"] = np.arange(len(fit))
     for name in ("x", "y", "flux", "sigflux", "chi", "sharp"):
         table[name] = getattr(fit, name)
     table["ra"] = table["dec"] = np.nan
     table["snr"] = fit.flux / fit.sigflux
     table["flags"] = box_flags(mask, fit.x, fit.y)
     for name in ("a", "b", "theta"):
-        table[name] = detections[name]
+        table[name][: len(detections)] = detections[name]
     # FWHM of a Gaussian with the detection's moments, as SExtractor's 2 sqrt(ln 2 (a^2 + b^2)).
-    table["fwhm"] = 2 * np.sqrt(np.log(2) * (detections["a"].astype(float) ** 2 + detections["b"].astype(float) ** 2))
+    a, b = table["a"].astype(float), table["b"].astype(float)
+    table["fwhm"] = 2 * np.sqrt(np.log(2) * (a**2 + b**2))
     return table
 
 
@@ -225,7 +132,7 @@ def aperture_corrections(sources: Table) -> ApertureCorrections:
     good &= (sources["flux"] > 0) & (sources["snr"] > 10) & (np.abs(sources["sharp"]) < 0.3)
     good &= np.all(sources["ap_flux"] > 0, axis=1)
     if good.any():
-        good &= ~_has_neighbour(sources["x"], sources["y"])
+        good &= ~has_neighbour(sources["x"], sources["y"], NEIGHBOUR_REACH)
     stars = sources[good]
     bright = stars[stars["snr"] > APERTURE_SNR]
     stars = bright if len(bright) >= MIN_APERTURE_STARS else stars

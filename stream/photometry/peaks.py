@@ -42,7 +42,8 @@ def _neighbours(pixel: INT, nx: int) -> list[tuple[INT, INT]]:
     for k in range(3):  # the first at or behind the south-western pixel, and the two behind that one
         other = np.minimum(first + k, n - 1)
         offset = pixel[other] - pixel - nx
-        touching = np.flatnonzero((np.abs(offset) <= 1) & (np.abs(column[other] - column) <= 1) & (first + k < n))
+        below = (np.abs(offset) <= 1) & (offset == column[other] - column)  # one row further, not two or the same
+        touching = np.flatnonzero(below & (first + k < n))
         pairs.append((here[touching], other[touching]))
     return pairs
 

@@ -34,12 +34,18 @@ def window_index(ix: INT, iy: INT, size: int, shape: tuple[int, int]) -> tuple[I
 
 def add_stamps(image: F32, ix: INT, iy: INT, stamps: F32) -> None:
     """Add windows (n, size, size) around pixels into ``image`` in place; what falls outside is dropped."""
-    index, inside = window_index(ix, iy, stamps.shape[1], (image.shape[0], image.shape[1]))
-    flat = image.reshape(-1)
-    if inside.all():
-        np.add.at(flat, index.ravel(), stamps.ravel())
-    else:
-        np.add.at(flat, index[inside], stamps[inside])
+    ny, nx = image.shape
+    size = stamps.shape[1]
+    half = size // 2
+    whole = (ix >= half) & (iy >= half) & (ix < nx - half) & (iy < ny - half)
+    # One addition a stamp: faster than a scattered sum over all pixels.
+    for k in np.flatnonzero(whole).tolist():
+        y0, x0 = int(iy[k]) - half, int(ix[k]) - half
+        image[y0 : y0 + size, x0 : x0 + size] += stamps[k]
+    cut = np.flatnonzero(~whole)
+    if len(cut):
+        index, inside = window_index(ix[cut], iy[cut], size, (ny, nx))
+        np.add.at(image.reshape(-1), index[inside], stamps[cut][inside])
 
 
 def box_flags(mask: U16, x: F64, y: F64, *, edge: int | None = EDGE_FLAG) -> NDArray[np.int32]:

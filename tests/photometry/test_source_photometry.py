@@ -227,3 +227,61 @@ def test_marked_pixels_are_those_of_the_sources() -> None:
     assert ((marked & int(Mask.SOURCE)) != 0).mean() < 0.05
     assert detect(truth.data, truth.background, marked).tobytes() != b""  # source bits hide nothing
     assert len(detect(truth.data, truth.background, marked)) == len(truth.detections)
+
+
+@pytest.fixture(scope="module")
+def crowd() -> tuple[Truth, Table]:
+    """Stars as dense as 95,000 on a quadrant, measured from a list that misses all the blended ones."""
+    truth = make_truth(2.4, (320, 320), n=1000, seed=41, flux=(150.0, 15_000.0), vary=0.0)
+    sources, _ = measure_sources(truth.data, truth.background, truth.psf, truth.detections, truth.mask, GAIN, READNOISE)
+    return truth, sources
+
+
+def test_crowded_fields_are_searched_again(crowd: tuple[Truth, Table]) -> None:
+    truth, sources = crowd
+    known = len(truth.detections)
+    stars = cKDTree(np.stack([truth.x, truth.y], axis=1))
+    bright = truth.flux > 600
+
+    def share(table: Table) -> float:
+        near, _ = cKDTree(np.stack([table["x"], table["y"]], axis=1)).query(stars.data, distance_upper_bound=1.2)
+        return float(np.isfinite(near[bright]).mean())
+
+    assert len(sources) > 1.2 * known
+    assert share(sources) > share(sources[:known]) + 0.08
+    assert share(sources) > 0.85
+    added = sources[known:]
+    distance, _ = stars.query(np.stack([added["x"], added["y"]], axis=1))
+    assert (distance < 2).mean() > 0.9
+    assert (added["snr"] > 3).all()
+
+
+def test_fluxes_in_a_crowd_are_unbiased(crowd: tuple[Truth, Table]) -> None:
+    """The sky is measured with the sources off: without that every flux here would be low."""
+    truth, sources = crowd
+    row, star = match(truth, sources, 4.0)
+    pull = (sources["flux"][row] - truth.flux[star]) / sources["sigflux"][row]
+    use = (truth.flux[star] / sources["sigflux"][row] > 10) & (sources["flags"][row] == 0)
+    assert use.sum() > 100
+    assert abs(np.median(pull[use])) < 0.35
+    assert spread(pull[use]) < 1.4
+
+
+def test_close_pairs_are_solved_as_one() -> None:
+    """Three stars within one FWHM of each other: each flux and its error is right, which taking turns cannot do."""
+    truth = make_truth(2.4, (420, 420), n=100, seed=43, flux=(3000.0, 30_000.0), vary=0.0)
+    rng = np.random.default_rng(10)
+    gx, gy = (g.ravel() for g in np.meshgrid(np.arange(30.0, 400, 30), np.arange(30.0, 400, 30)))
+    xs = np.concatenate([gx, gx + 2.3, gx + 0.6]) + np.tile(rng.uniform(-0.5, 0.5, len(gx)), 3)
+    ys = np.concatenate([gy, gy + 0.8, gy - 2.4])
+    flux = np.repeat([20_000.0, 8000.0, 12_000.0], len(gx))
+    data = add_noise(paint(truth.data.shape, xs, ys, flux, truth.psf, 31), SKY, GAIN, READNOISE, 11)
+    background = estimate_background(data, truth.mask)
+    detections = np.zeros(len(xs), DETECTION_DTYPE)
+    detections["x"], detections["y"], detections["flux"] = xs + 0.15, ys - 0.15, flux * 0.7
+    sources, _ = measure_sources(data, background, truth.psf, detections, truth.mask, GAIN, READNOISE)
+    pull = (sources["flux"][: len(xs)] - flux) / sources["sigflux"][: len(xs)]
+    assert 0.85 < spread(pull) < 1.2
+    assert abs(np.median(pull)) < 0.25
+    alone = np.sqrt(flux / GAIN)  # a star's photons alone: the neighbours must cost more
+    assert (sources["sigflux"][: len(xs)] > 1.2 * alone).all()
