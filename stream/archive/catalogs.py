@@ -122,6 +122,8 @@ def psf_model(psf: PsfModel) -> bytes:
         "PSFFWHM": (float(psf.fwhm), "median FWHM [px]"),
         "PSFSTARS": (psf.n_stars, "stars it was made from"),
     }
+    if math.isfinite(psf.flux_error):
+        cards["PSFFLERR"] = (float(psf.flux_error), "relative error of fluxes by that of the model")
     return fitsio.plain_hdu(psf.basis.astype(np.float32, copy=False), cards, PSF_MODEL)
 
 
@@ -129,9 +131,8 @@ def read_psf_model(extension: fitsio.Extension) -> PsfModel:
     """The PSF of a ``PSF_MODEL`` extension."""
     h = extension.header
     basis = np.asarray(extension.image(), np.float32)
-    return PsfModel(
-        basis, h["OVERSAMP"], h["PSFDEG"], (h["PSFNY"], h["PSFNX"]), h.get("PSFFWHM", float("nan")), h["PSFSTARS"]
-    )
+    fwhm, error = (float(h.get(key, float("nan"))) for key in ("PSFFWHM", "PSFFLERR"))
+    return PsfModel(basis, h["OVERSAMP"], h["PSFDEG"], (h["PSFNY"], h["PSFNX"]), fwhm, h["PSFSTARS"], error)
 
 
 def by_name(data: bytes) -> dict[str, fitsio.Extension]:

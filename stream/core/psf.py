@@ -90,6 +90,9 @@ class PsfModel:
         Median FWHM over the image in px, pixel included.
     n_stars : int
         Stars it was made from; 0 for a PSF given by hand.
+    flux_error : float
+        Relative 1-sigma error that the model's own error makes in the flux of a faint star, r.m.s. over the image;
+        NaN: unknown.
     """
 
     basis: NDArray[np.float32]
@@ -98,6 +101,7 @@ class PsfModel:
     shape: tuple[int, int]
     fwhm: float
     n_stars: int = 0
+    flux_error: float = float("nan")
     _coefficients: NDArray[np.float32] = field(init=False, repr=False, compare=False)
     # Sum of each term's centred 25 x 25 stamp: the norm at a place is linear in the polynomial terms.
     _sums: NDArray[np.float64] = field(init=False, repr=False, compare=False)

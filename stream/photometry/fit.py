@@ -96,7 +96,7 @@ def step_block(
     gain: float,
     *,
     move: bool = True,
-    judge: bool = False,
+    errors: tuple[float, float] | None = None,
 ) -> None:
     """One Gauss-Newton step of flux and place for the sources of ``block``, in place.
 
@@ -109,8 +109,9 @@ def step_block(
         nobody else's light is there; sky and read variance (DN^2); which pixels count.
     move : bool
         False: places stay, only fluxes are fitted.
-    judge : bool
-        Fill ``sigflux``, ``chi`` and ``sharp``; NaN flux where the PSF is hardly covered.
+    errors : (sky's covariance, PSF's flux error), optional
+        Given in the last round: fill ``sigflux``, ``chi`` and ``sharp``; NaN flux where the PSF is hardly covered. The
+        first scales the sky's part of a flux's error, the second is a part of the flux (NaN: not known).
     """
     rows = block.rows
     values, residual, noise, usable = windows
@@ -129,16 +130,20 @@ def step_block(
         design[:, k] = column.reshape(n, -1)
     prior = (hx - x, hy - y) if move else ()
     step, error = _solve(design, weight.reshape(n, 1, -1), residual.reshape(n, -1, 1), prior, block, pixel, size)
-    if judge:
+    if errors is not None:
         # The step is small by now: the residuals after it follow from the linearisation.
         change = (design.transpose(0, 2, 1) @ step[..., None].astype(np.float32)).reshape(residual.shape)
         after, fraction = flux + step[:, 0], (x - pixel[0], y - pixel[1])
-        _judge(fit, rows, psf, residual - change, weight, usable, after, fraction, error)
+        _judge(fit, rows, psf, residual - change, weight, usable, after, fraction)
+        information = np.maximum(np.einsum("ijk,ijk,ijk->i", weight, p, p), 1e-30)
+        sky = np.einsum("ijk,ijk,ijk,ijk->i", weight, weight * noise, p, p, optimize=True) / information
+        spread = error**2 * (1 + (errors[0] ** 2 - 1) * sky) + (np.nan_to_num(errors[1]) * after) ** 2
+        fit.sigflux[rows] = np.where(np.isfinite(fit.chi[rows]), np.sqrt(spread), np.nan)
     fit.flux[rows] = flux + step[:, 0]
     if move:
         fit.x[rows] = np.clip(x + step[:, 1], hx - MAX_SHIFT, hx + MAX_SHIFT)
         fit.y[rows] = np.clip(y + step[:, 2], hy - MAX_SHIFT, hy + MAX_SHIFT)
-    if judge:
+    if errors is not None:
         fit.flux[rows] = np.where(np.isfinite(fit.sigflux[rows]), fit.flux[rows], np.nan)
 
 
@@ -213,9 +218,8 @@ def _judge(
     usable: BOOL,
     flux: F64,
     fraction: tuple[F64, F64],
-    error: F64,
 ) -> None:
-    """Error, chi and sharp of fitted sources; NaN where the PSF is hardly covered by usable pixels."""
+    """Chi and sharp of fitted sources; NaN where the PSF is hardly covered by usable pixels."""
     p, px, py = gradients
     size = p.shape[1]
     signal = np.maximum(flux, 0).astype(np.float32)[:, None, None] * p
@@ -232,5 +236,4 @@ def _judge(
     growth = np.einsum("ijk,ijk->i", heavy, residual) / np.maximum(np.einsum("ijk,ijk->i", heavy, wider), 1e-30)
     covered = np.einsum("ijk,ijk->i", usable.astype(np.float32), p) > MIN_COVERAGE * p.sum(axis=(1, 2))
     sharp = 2 * growth / np.where(flux > 0, flux, np.nan)
-    fit.sigflux[rows] = np.where(covered, error, np.nan)
     fit.chi[rows], fit.sharp[rows] = np.where(covered, chi, np.nan), np.where(covered, sharp, np.nan)

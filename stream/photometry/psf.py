@@ -10,7 +10,8 @@ centre cannot blur the model. The result is sampled onto the grid of ``PsfModel`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,13 +41,14 @@ PRIOR_VARIATION = 0.15
 # outweighing all others.
 # It starts high, while the model is still round and the same everywhere.
 MODEL_ERRORS = (0.1, 0.03, 0.01)
+GROWTH_RADII = (1.0, 1.5, 2.0, 2.5, 3.5)  # px, at which the first profile is chosen
 BLOCK = 8  # stars whose equations fit into the processor's cache together
 # Pixels of a star's window that enter: those within 12.5 px, the reach of the products' stamp.
 _OFFSET = np.arange(STAMP * STAMP)
 _DX, _DY = _OFFSET % STAMP - STAMP // 2, _OFFSET // STAMP - STAMP // 2
 DISC = np.flatnonzero(np.hypot(_DX, _DY) < 12.5)
 DISC_X, DISC_Y = _DX[DISC], _DY[DISC]
-FIRST_STARS = 60  # enough for the first, constant solution
+TURN_STARS = (60, 150, 1000)  # enough for the first, constant solution, and for the second that judges the stars
 CLIP = 5.0  # residuals beyond this many sigma are cut there
 # A star whose residuals exceed the typical ones by this many robust sigma is a blend or a galaxy.
 REJECT = 4.0
@@ -75,7 +77,8 @@ def build_psf(
     Returns
     -------
     PsfModel
-        Degree 2 from 150 stars, 1 from 30, else constant; ``fwhm`` is the median over the image.
+        Degree 2 from 150 stars, 1 from 30, else constant; ``fwhm`` is the median over the image, ``flux_error`` what
+        the covariance of the solution says.
 
     Raises
     ------
@@ -100,7 +103,7 @@ def build_psf(
         x, y, flux = x[good], y[good], flux[good]
         _require(len(sample), len(detections))
         degree = 0 if turn == 0 else sum(len(sample) >= n for n in DEGREE_STARS)
-        used = np.arange(min(len(sample), FIRST_STARS if turn == 0 else len(sample)))
+        used = np.arange(min(len(sample), TURN_STARS[turn]))
         model = _solve(
             model, profile, sample[used], variance[chosen[used]], (x[used], y[used], flux[used]),
             (gain, model_error), degree,
@@ -110,7 +113,7 @@ def build_psf(
     fwhm = float(np.median(model.widths(gx.ravel(), gy.ravel())))
     if not 0.8 < fwhm < 12:
         raise PhotometryError(f"the PSF came out with a FWHM of {fwhm:.2f} px: no stars", n_stars=len(sample))
-    return PsfModel(model.basis, model.oversample, model.degree, shape, fwhm, len(sample))
+    return PsfModel(model.basis, model.oversample, model.degree, shape, fwhm, len(sample), model.flux_error)
 
 
 def _require(n: int, n_detections: int) -> None:
@@ -136,19 +139,19 @@ class _Profile:
 
 def _first_profile(stamps: StarStamps, fluxes: F64) -> _Profile:
     """The Moffat whose curve of growth is nearest to the stars' median one."""
-    radii = (1.0, 1.5, 2.0, 2.5, 3.5)
-    growth = np.median(np.stack(aperture_sums(stamps, radii)) / fluxes, axis=1)
+    growth = np.median(np.stack(aperture_sums(stamps, GROWTH_RADII)) / fluxes, axis=1)
+    profiles, curves = _growth_curves()
+    return profiles[int(np.argmin(((curves - growth) ** 2).sum(axis=1)))]
+
+
+@lru_cache(maxsize=1)
+def _growth_curves() -> tuple[tuple[_Profile, ...], F64]:
+    """Moffats to choose from, and the light of each within ``GROWTH_RADII`` over that within 5 px."""
     fine = (np.arange(0, 160) + 0.5) * 0.05
-    best, choice = np.inf, _Profile(2.0, 3.0)
-    for beta in (2.2, 2.6, 3.0, 3.5, 4.5):
-        for fwhm in np.arange(1.2, 7.0, 0.05):
-            profile = _Profile(float(fwhm), beta)
-            ring = profile(fine) * 2 * np.pi * fine * 0.05
-            sums = [(ring * np.clip(radius + 0.5 - fine, 0, 1)).sum() for radius in (*radii, 5.0)]
-            distance = float(((np.array(sums[:-1]) / sums[-1] - growth) ** 2).sum())
-            if distance < best:
-                best, choice = distance, profile
-    return choice
+    inside = np.stack([np.clip(radius + 0.5 - fine, 0, 1) for radius in (*GROWTH_RADII, 5.0)])
+    profiles = [_Profile(float(fwhm), beta) for beta in (2.2, 2.6, 3.0, 3.5, 4.5) for fwhm in np.arange(1.2, 7.0, 0.05)]
+    sums = np.stack([inside @ (profile(fine) * fine) for profile in profiles])
+    return tuple(profiles), sums[:, :-1] / sums[:, -1:]
 
 
 def _oversampling(fwhm: float) -> int:
@@ -207,10 +210,9 @@ def _consistent(misfit: F64, flux: F64) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True)
 class _Basis:
-    """Tabulated profiles of one angular order each: function k is ``table[:, radial[k]]`` times cos or sin."""
+    """Tabulated profiles of one angular order each: function k is ``table[:, k]`` times cos or sin."""
 
-    table: F32  # (n_r, n_radial)
-    radial: NDArray[np.intp]
+    table: F32  # (n_r, n_functions)
     order: NDArray[np.intp]
     sine: NDArray[np.bool_]
     scale: F64  # the first profile's value where each function peaks
@@ -245,7 +247,7 @@ def _basis(profile: _Profile) -> _Basis:
     scale = profile(peaks)[radial]
     table = np.stack(columns, axis=1)
     gauge = _gauge(profile, r, table, radial, order, sine)
-    return _Basis(table.astype(np.float32), radial, order, sine, scale, gauge)
+    return _Basis(table.astype(np.float32)[:, radial], order, sine, scale, gauge)
 
 
 def _gauge(
@@ -275,7 +277,7 @@ def _gauge(
 def _evaluate(basis: _Basis, r: NDArray[np.floating], phi: NDArray[np.floating]) -> F32:
     """All functions at polar places (n,), (n, n_functions), float32."""
     rows = np.minimum(np.rint(r / TABLE_STEP).astype(np.intp), len(basis.table) - 1)
-    out: F32 = np.take(basis.table[:, basis.radial], rows, axis=0)
+    out: F32 = np.take(basis.table, rows, axis=0)
     phi = phi.astype(np.float32)
     for m in range(1, int(basis.order.max()) + 1):
         for is_sine in (False, True):
@@ -305,8 +307,27 @@ def _solve(
         gram[part], rhs[part] = _star_equations(
             model, (profile, basis), stamps[part], variance[part], (x[part], y[part], flux[part]), noise_figures
         )
-    coefficients = _normal_solution(basis, gram, rhs, polynomial_terms(x, y, model.shape, degree))
-    return _sample(profile, basis, coefficients, model.oversample, model.shape, degree, len(x))
+    coefficients, factor = _normal_solution(basis, gram, rhs, polynomial_terms(x, y, model.shape, degree))
+    solved = _sample(profile, basis, coefficients, model.oversample, model.shape, degree, len(x))
+    return replace(solved, flux_error=_flux_error(solved, basis, factor))
+
+
+def _flux_error(model: PsfModel, basis: _Basis, factor: tuple[F64, bool]) -> float:
+    """Relative error of a faint star's flux from the coefficients' covariance, r.m.s. over a grid of places.
+
+    A PSF P + dP gives the flux 1 - sum(P dP) / sum(P^2) + sum(dP) times the true one, the last because it is scaled to
+    sum 1 again.
+    """
+    ny, nx = model.shape
+    gx, gy = (g.ravel() for g in np.meshgrid((np.arange(3) + 0.5) * nx / 3, (np.arange(3) + 0.5) * ny / 3))
+    functions = _evaluate(basis, np.hypot(DISC_X, DISC_Y), np.arctan2(DISC_Y, DISC_X)).astype(float)
+    stamps = model.stamps(gx, gy, subpixel=False).reshape(len(gx), -1)[:, DISC].astype(float)
+    weighted = stamps @ functions / (stamps**2).sum(axis=1)[:, None]
+    slope = functions.sum(axis=0) - weighted
+    terms = polynomial_terms(gx, gy, model.shape, model.degree)
+    change = (terms[:, :, None] * slope[:, None, :]).reshape(len(gx), -1)
+    variance = (change.T * linalg.cho_solve(factor, change.T, check_finite=False)).sum(axis=0)
+    return float(np.sqrt(variance.mean()))
 
 
 def _star_equations(
@@ -343,8 +364,8 @@ def _star_equations(
     return transposed @ functions, (transposed @ right)[..., 0]
 
 
-def _normal_solution(basis: _Basis, gram: F32, rhs: F32, terms: F64) -> F64:
-    """Coefficients (n_terms, n_functions) of the regularised normal equations."""
+def _normal_solution(basis: _Basis, gram: F32, rhs: F32, terms: F64) -> tuple[F64, tuple[F64, bool]]:
+    """Coefficients (n_terms, n_functions) of the regularised normal equations, and these as Cholesky's factor."""
     n_terms, n_functions = terms.shape[1], gram.shape[1]
     n = len(gram)
     products = (terms[:, :, None] * terms[:, None, :]).reshape(n, -1)
@@ -358,8 +379,9 @@ def _normal_solution(basis: _Basis, gram: F32, rhs: F32, terms: F64) -> F64:
     normal[np.diag_indices_from(normal)] += 1 / width**2
     fixed = np.kron(np.eye(n_terms), basis.gauge)
     normal += fixed.T @ fixed / GAUGE**2
-    solution: F64 = linalg.solve(normal, right, assume_a="pos", check_finite=False)
-    return solution.reshape(n_terms, n_functions)
+    factor = linalg.cho_factor(normal, check_finite=False)
+    solution: F64 = linalg.cho_solve(factor, right, check_finite=False)
+    return solution.reshape(n_terms, n_functions), factor
 
 
 def _sample(

@@ -29,11 +29,18 @@ BOOL = NDArray[np.bool_]
 NEIGHBOUR_REACH = 15.0
 # Rounds in which models are subtracted and everybody is fitted again; a pair one FWHM apart settles to a per cent.
 ROUNDS = 3
-# ... in a crowded field: before the first search, between searches, and at the end.
-FIRST_ROUNDS, NEXT_ROUNDS, LAST_ROUNDS = 1, 1, 2
+# ... in a crowded field: before the first search (one round leaves misfits that look like sources), between searches,
+# and at the end.
+FIRST_ROUNDS, NEXT_ROUNDS, LAST_ROUNDS = 2, 1, 2
 # Beyond 6 px a source fainter than this (sigma of the sky in its peak pixel) has nothing above the noise.
 BRIGHT_PEAK = 30.0
 SMALL_MARGIN = 4  # px more than the fitted window: a place may move by 1.5
+
+# Places on which the sky's covariance is measured, and the fewest that say anything; how far from sources (FWHM) they
+# lie, in a crowd; beyond the last the image has a fault that no error bar repairs.
+EMPTY_PLACES, LEAST_EMPTY = 4000, 50
+FAR, NEAR = 4.0, 1.5
+MAX_COVARIANCE = 2.0
 
 # Discs of two FWHM around the sources cover this part of a crowded image: every tenth source has another one within.
 CROWDED = 0.1
@@ -83,12 +90,41 @@ def fit_scene(scene: Scene, fit: Fit, *, rounds: int = ROUNDS, move: bool = True
         if len(crowded):
             np.copyto(residual, scene.image)
             subtract_models(residual, fit, crowded, scene, stamps)
+        last = turn == rounds - 1
+        errors = (sky_covariance(scene, residual, fit), scene.psf.flux_error) if last else None
         for block, apart in [(b, True) for b in alone] + [(b, False) for b in together]:
             psf = stamps[block.rows, middle, middle], slopes[0][block.rows], slopes[1][block.rows]
             windows = _windows(scene, residual, fit, block.rows, size)
             if apart:
                 windows = windows[0], None, *windows[2:]
-            step_block(fit, block, (psf[0], psf[1], psf[2]), windows, scene.gain, move=move, judge=turn == rounds - 1)
+            step_block(fit, block, psf, windows, scene.gain, move=move, errors=errors)
+
+
+def sky_covariance(scene: Scene, residual: F32, fit: Fit) -> float:
+    """How much more an empty place's PSF flux scatters than its pixels' noise says, at least 1.
+
+    Undetected sources, the sky's own error and whatever correlates neighbouring pixels act on a star's area as a whole;
+    what they do is seen where no source is.
+    """
+    ny, nx = residual.shape
+    step = max(np.sqrt(ny * nx / EMPTY_PLACES), 1.0)
+    gx, gy = (g.ravel() for g in np.meshgrid(np.arange(step / 2, nx - 1, step), np.arange(step / 2, ny - 1, step)))
+    gx, gy = np.rint(gx), np.rint(gy)
+    distance, _ = cKDTree(np.stack(fit.home, axis=1)).query(np.stack([gx, gy], axis=1))
+    far = distance > FAR * scene.psf.fwhm
+    if far.sum() < len(far) / 20:  # a crowd: between the sources, whose models are off
+        far = distance > NEAR * scene.psf.fwhm
+    gx, gy = gx[far], gy[far]
+    size = window_size(scene.psf.fwhm)
+    index, inside = window_index(*nearest_pixels(gx, gy), size, (ny, nx))
+    whole = (inside & ~scene.unusable.reshape(-1)[index]).all(axis=(1, 2))
+    if whole.sum() < LEAST_EMPTY:
+        return 1.0
+    stamp = scene.psf.stamp((nx - 1) / 2, (ny - 1) / 2, size)
+    flux = np.tensordot(residual.reshape(-1)[index[whole]], stamp, 2)
+    deviation = flux / np.sqrt(sky_variance(scene, gx[whole], gy[whole]) * (stamp**2).sum())
+    scatter = 1.4826 * float(np.median(np.abs(deviation - np.median(deviation))))
+    return float(np.clip(scatter, 1.0, MAX_COVARIANCE))
 
 
 def _windows(scene: Scene, residual: F32, fit: Fit, rows: INT, size: int) -> tuple[F32, F32 | None, F32, BOOL]:

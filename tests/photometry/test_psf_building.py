@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from photometry_truth import GAIN, READNOISE, SATURATE, SKY, make_truth, true_psf
 from synthetic import add_noise, paint
 
+from stream.archive import fitsio
+from stream.archive.catalogs import psf_model
 from stream.core.errors import PhotometryError
 from stream.core.flags import Mask
 from stream.core.psf import PsfModel, gaussian_psf
@@ -141,3 +146,31 @@ def test_unknown_saturation_is_no_limit() -> None:
 
 def test_painted_truth_is_normalised() -> None:
     assert true_psf(2.2, SHAPE).stamp(100, 100, 25).sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_model_knows_its_own_flux_error() -> None:
+    """More stars, smaller error; and what it says is what fluxes with the model really are off by."""
+    off, said = [], []
+    for seed in (61, 62, 63, 64):
+        truth = make_truth(2.2, (420, 420), n=28, seed=seed, flux=(1500.0, 8000.0), vary=0.0)
+        model = build_psf(truth.data, truth.background, truth.detections, truth.mask, GAIN, READNOISE, SATURATE)
+        stamp, true = model.stamp(210, 210).astype(float), truth.psf.stamp(210, 210).astype(float)
+        off.append((true * stamp).sum() / (stamp**2).sum() - 1)
+        said.append(model.flux_error)
+    assert (np.array(said) > 0).all()
+    assert np.sqrt(np.mean(np.square(off))) < 3 * np.mean(said)
+    rich = make_truth(2.2, (640, 640), n=300, seed=65, flux=(1500.0, 40_000.0), vary=0.0)
+    args = rich.data, rich.background, rich.detections, rich.mask
+    assert build_psf(*args, GAIN, READNOISE, SATURATE).flux_error < 0.5 * np.mean(said)
+
+
+def test_the_documented_recipe_gives_the_same_stamp(tmp_path: Path) -> None:
+    """docs/psf.md's reader, which needs nothing of ours, against the model."""
+    page = (Path(__file__).parents[2] / "docs" / "psf.md").read_text()
+    recipe = page.split("```python")[2].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(recipe, names)
+    psf = make_truth(2.2, (300, 260), n=10, seed=66).psf
+    path = tmp_path / "psfcat.fits"
+    path.write_bytes(fitsio.primary({}) + psf_model(psf))
+    assert names["psf_stamp"](path, 40.0, 250.0) == pytest.approx(psf.stamp(40, 250), abs=1e-6)

@@ -285,3 +285,23 @@ def test_close_pairs_are_solved_as_one() -> None:
     assert abs(np.median(pull)) < 0.25
     alone = np.sqrt(flux / GAIN)  # a star's photons alone: the neighbours must cost more
     assert (sources["sigflux"][: len(xs)] > 1.2 * alone).all()
+
+
+def test_errors_know_the_sky_s_covariance() -> None:
+    """Faint sources nobody detects, dense as grass: pixels hardly show them, fluxes do, and the errors say so."""
+    truth = make_truth(2.4, (640, 640), n=150, seed=51, flux=(400.0, 4000.0), vary=0.0)
+    rng = np.random.default_rng(52)
+    n = 30_000
+    grass = paint(
+        truth.data.shape, rng.uniform(0, 639, n), rng.uniform(0, 639, n), rng.choice([-25.0, 25.0], n), truth.psf, 15
+    )
+    plain, _ = measure_sources(truth.data, truth.background, truth.psf, truth.detections, truth.mask, GAIN, READNOISE)
+    data = (truth.data + grass).astype(np.float32)
+    background = estimate_background(data, truth.mask)
+    sources, _ = measure_sources(data, background, truth.psf, truth.detections, truth.mask, GAIN, READNOISE)
+    row, star = match(truth, sources, 7)
+    faint = truth.flux[star] < 1500
+    pull = ((sources["flux"][row] - truth.flux[star]) / sources["sigflux"][row])[faint]
+    assert faint.sum() > 40
+    assert np.median(sources["sigflux"][row] / plain["sigflux"][row]) > 1.15
+    assert 0.75 < spread(pull) < 1.3
