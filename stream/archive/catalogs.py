@@ -42,6 +42,7 @@ _POGSON = 2.5 / math.log(10.0)
 def psf_catalog(sources: Table, cards: fitsio.Cards, zeropoint: ZeroPoint | None = None) -> bytes:
     """The ``PSF_CATALOG`` extension: the survey's columns and units, ``mag`` instrumental.
 
+    One column is ours: ``star``, 1 star, 0 galaxy, 0.5 where the image cannot say.
     ``mag`` and ``sigmag`` are NaN where the flux is not positive. Calibrated: mag + MAGZP + CLRCOEFF x colour. With a
     zero point there are two columns more: ``zpoff``, what the zero-point map adds at that place, and ``magcal`` =
     mag + MAGZP + zpoff, the magnitude at colour 0.
@@ -66,6 +67,7 @@ def psf_catalog(sources: Table, cards: fitsio.Cards, zeropoint: ZeroPoint | None
         ("chi", "", sources["chi"]),
         ("sharp", "", sources["sharp"]),
         ("flags", "", sources["flags"]),
+        ("star", "", sources["star"]),
     ]
     if zeropoint is not None:
         offset = zeropoint.at(sources["x"], sources["y"]) - zeropoint.magzp
@@ -94,6 +96,7 @@ def aperture_catalog(sources: Table, cards: fitsio.Cards) -> bytes:
     return fitsio.table_hdu(columns, APERTURE_CATALOG, {**cards, **diameters})
 
 
+# Columns that every catalogue has; those of older software lack ``star``.
 _FROM_PSF = ("sourceid", "ra", "dec", "flux", "sigflux", "snr", "chi", "sharp", "flags")
 _FROM_APERTURE = {"apflux": "ap_flux", "sigapflux": "ap_err", "fwhm": "fwhm", "a": "a", "b": "b", "theta": "theta"}
 
@@ -106,6 +109,7 @@ def sources_of(psf: Table, aperture: Table | None = None) -> Table:
     out["x"], out["y"] = psf["xpos"] - 1.0, psf["ypos"] - 1.0
     for name in _FROM_PSF:
         out[name] = psf[name]
+    out["star"] = psf["star"] if "star" in (psf.dtype.names or ()) else np.nan
     if aperture is not None:
         for column, name in _FROM_APERTURE.items():
             out[name] = aperture[column]

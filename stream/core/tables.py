@@ -21,7 +21,9 @@ SOURCE_DTYPE = np.dtype(
         ("sharp", "f4"),  # 0 star-like, > 0 extended, < 0 spike
         ("flags", "i4"),  # OR of the mask in a 5 x 5 box; -1 on or near an edge
         ("ap_flux", "f8", (6,)), ("ap_err", "f8", (6,)),  # DN in APERTURE_DIAMETERS
-        ("fwhm", "f4"), ("a", "f4"), ("b", "f4"), ("theta", "f4"),  # px, px, px, rad: moments of the detection
+        # px, px, px, rad: moments of the detection; NaN for sources found among the residuals of others
+        ("fwhm", "f4"), ("a", "f4"), ("b", "f4"), ("theta", "f4"),
+        ("star", "f4"),  # 1 star, 0 galaxy, 0.5 cannot say, NaN not measured
     ]
 )  # fmt: skip
 

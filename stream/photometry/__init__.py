@@ -9,6 +9,7 @@ The pipeline calls them in this order: ``estimate_background``, ``detect``, ``bu
 from stream.photometry.background import estimate_background
 from stream.photometry.cloud import CLEAR, cloud_verdict
 from stream.photometry.detect import detect
+from stream.photometry.fit import Fit
 from stream.photometry.forced import ForcedFlux, GridPsf, forced_fluxes, window_fluxes
 from stream.photometry.measure import (
     ApertureCorrections,
@@ -27,6 +28,7 @@ from stream.photometry.saturated import (
     saturated_stars,
     subtract_stars,
 )
+from stream.photometry.scene import Scene, fit_scene
 from stream.photometry.stamps import box_flags
 from stream.photometry.ubercal import Observations, RelativePhotometry, observations, solve_relative
 from stream.photometry.zeropoint import calibrator_residuals, fit_zeropoint, match_calibrators
@@ -34,10 +36,12 @@ from stream.photometry.zeropoint import calibrator_residuals, fit_zeropoint, mat
 __all__ = [
     "CLEAR",
     "ApertureCorrections",
+    "Fit",
     "ForcedFlux",
     "GridPsf",
     "Observations",
     "RelativePhotometry",
+    "Scene",
     "Star",
     "add_stars",
     "aperture_corrections",
@@ -49,6 +53,7 @@ __all__ = [
     "cloud_verdict",
     "detect",
     "estimate_background",
+    "fit_scene",
     "fit_stars",
     "fit_zeropoint",
     "forced_fluxes",

@@ -34,7 +34,8 @@ RIDGE = 1e-3
 
 @dataclass(slots=True)
 class Fit:
-    """Running state of ``n`` sources: place (px), flux and its 1-sigma error (DN), chi, sharp, home (first place)."""
+    """Running state of ``n`` sources: place (px), flux and its 1-sigma error (DN), chi, sharp and its error, home (the
+    first place)."""
 
     x: F64
     y: F64
@@ -42,6 +43,7 @@ class Fit:
     sigflux: F64
     chi: F64
     sharp: F64
+    sigsharp: F64
     home: tuple[F64, F64]
 
     @classmethod
@@ -49,16 +51,16 @@ class Fit:
         """First places and fluxes."""
         nan = np.full(len(x), np.nan)
         x, y = x.astype(float), y.astype(float)
-        return cls(x.copy(), y.copy(), flux.astype(float), nan.copy(), nan.copy(), nan.copy(), (x, y))
+        return cls(x.copy(), y.copy(), flux.astype(float), nan.copy(), nan.copy(), nan.copy(), nan.copy(), (x, y))
 
     def __len__(self) -> int:
         return len(self.x)
 
     def part(self, keep: BOOL) -> Fit:
         """The chosen sources."""
-        columns = (self.x, self.y, self.flux, self.sigflux, self.chi, self.sharp)
-        x, y, flux, sigflux, chi, sharp = (column[keep] for column in columns)
-        return Fit(x, y, flux, sigflux, chi, sharp, (self.home[0][keep], self.home[1][keep]))
+        columns = (self.x, self.y, self.flux, self.sigflux, self.chi, self.sharp, self.sigsharp)
+        x, y, flux, sigflux, chi, sharp, sigsharp = (column[keep] for column in columns)
+        return Fit(x, y, flux, sigflux, chi, sharp, sigsharp, (self.home[0][keep], self.home[1][keep]))
 
 
 def fixed_flux(values: F32, weight: F32, p: F32) -> tuple[F64, F64, F64]:
@@ -233,7 +235,9 @@ def _judge(
     information = np.maximum(np.einsum("ijk,ijk->i", heavy, p), 1e-30)
     wider -= (np.einsum("ijk,ijk->i", heavy, wider) / information)[:, None, None] * p
     heavy = weight * wider
-    growth = np.einsum("ijk,ijk->i", heavy, residual) / np.maximum(np.einsum("ijk,ijk->i", heavy, wider), 1e-30)
+    known = np.maximum(np.einsum("ijk,ijk->i", heavy, wider), 1e-30)
+    growth = np.einsum("ijk,ijk->i", heavy, residual) / known
     covered = np.einsum("ijk,ijk->i", usable.astype(np.float32), p) > MIN_COVERAGE * p.sum(axis=(1, 2))
-    sharp = 2 * growth / np.where(flux > 0, flux, np.nan)
-    fit.chi[rows], fit.sharp[rows] = np.where(covered, chi, np.nan), np.where(covered, sharp, np.nan)
+    light = np.where(covered & (flux > 0), flux, np.nan)
+    fit.sharp[rows], fit.sigsharp[rows] = 2 * growth / light, 2 / np.sqrt(known) / light
+    fit.chi[rows] = np.where(covered, chi, np.nan)

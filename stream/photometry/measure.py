@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import sep
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from stream.core.errors import PhotometryError
 from stream.core.flags import BAD_BITS, Mask
@@ -23,6 +24,8 @@ BOOL = NDArray[np.bool_]
 INT = NDArray[np.intp]
 
 UNFIT_BITS = NOT_DETECTED_BITS | int(Mask.SATURATED)
+# Scatter of the stars' ``sharp`` where photons do not limit it, and the range in which galaxies are looked for.
+STAR_SHARP, WIDEST = 0.03, 2.0
 # Aperture corrections come from sources with at least this S/N; below it, from the best there are.
 APERTURE_SNR = 50.0
 MIN_APERTURE_STARS = 5
@@ -65,7 +68,8 @@ def measure_sources(
     Returns
     -------
     sources : ndarray of SOURCE_DTYPE
-        One row a detection, in its order; ``ra``, ``dec`` NaN. ``sourceid`` counts from 0. Fluxes are NaN where
+        One row a detection, in its order; in a crowded field then what was found behind them, without moments of
+        its own. ``ra``, ``dec`` NaN. ``sourceid`` counts from 0. Fluxes are NaN where
         hardly a pixel of the source is usable; ``sharp`` is about (width / PSF width)^2 - 1.
     corrections : ApertureCorrections
 
@@ -103,12 +107,26 @@ def _table(detections: Table, fit: Fit, mask: U16) -> Table:
     table["ra"] = table["dec"] = np.nan
     table["snr"] = fit.flux / fit.sigflux
     table["flags"] = box_flags(mask, fit.x, fit.y)
+    table["star"] = star_likeness(fit.sharp, fit.sigsharp)
     for name in ("a", "b", "theta"):
+        table[name] = np.nan
         table[name][: len(detections)] = detections[name]
     # FWHM of a Gaussian with the detection's moments, as SExtractor's 2 sqrt(ln 2 (a^2 + b^2)).
     a, b = table["a"].astype(float), table["b"].astype(float)
     table["fwhm"] = 2 * np.sqrt(np.log(2) * (a**2 + b**2))
     return table
+
+
+def star_likeness(sharp: F64, sigsharp: F64) -> F64:
+    """How likely a width is a star's rather than a galaxy's, both being as frequent: 1 star, 0 galaxy.
+
+    Stars have sharp 0 within its error and the PSF's; galaxies that are seen as such lie anywhere up to ``WIDEST``.
+    """
+    sigma = np.hypot(sigsharp, STAR_SHARP)
+    star = np.exp(-0.5 * (sharp / sigma) ** 2) / (np.sqrt(2 * np.pi) * sigma)
+    galaxy = (ndtr(sharp / sigma) - ndtr((sharp - WIDEST) / sigma)) / WIDEST
+    # A spike is no galaxy; what is wider than any is one.
+    return np.where(sharp > WIDEST, 0.0, star / np.maximum(star + galaxy, 1e-300))
 
 
 def _apertures(table: Table, sky_off: F32, unusable: BOOL, background: Background, gain: float) -> None:

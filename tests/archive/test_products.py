@@ -101,7 +101,7 @@ def test_psf_catalogue_is_the_surveys_form(store: ProductStore) -> None:
     with fits.open(io.BytesIO(store.read(science_path(made.quadrant.name, "psfcat.fits")))) as hdus:
         table = hdus["PSF_CATALOG"]
         names = "sourceid,xpos,ypos,ra,dec,flux,sigflux,mag,sigmag,snr,chi,sharp,flags"
-        assert ",".join(table.columns.names) == names + ",zpoff,magcal"
+        assert ",".join(table.columns.names) == names + ",star,zpoff,magcal"
         assert dict(zip(table.columns.names, table.columns.units, strict=True))["flux"] == "DN"
         assert made.science is not None
         np.testing.assert_allclose(table.data["xpos"], made.science.sources["x"] + 1)

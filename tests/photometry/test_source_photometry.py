@@ -14,10 +14,13 @@ from stream.core.flags import SOURCE_BITS, Mask
 from stream.core.psf import gaussian_psf
 from stream.core.records import APERTURE_DIAMETERS, DETECTION_DTYPE, SOURCE_DTYPE, Table
 from stream.photometry import (
+    Fit,
+    Scene,
     aperture_corrections,
     build_psf,
     detect,
     estimate_background,
+    fit_scene,
     mark_sources,
     measure_sources,
 )
@@ -305,3 +308,44 @@ def test_errors_know_the_sky_s_covariance() -> None:
     assert faint.sum() > 40
     assert np.median(sources["sigflux"][row] / plain["sigflux"][row]) > 1.15
     assert 0.75 < spread(pull) < 1.3
+
+
+def test_given_places_are_the_same_fit_without_its_freedom() -> None:
+    """Overlapping stars at known places: fluxes of both signs, right within smaller errors than with free places."""
+    shape = (300, 300)
+    psf = make_truth(2.4, (300, 300), n=5, seed=71, vary=0.0).psf
+    grid, rng = np.arange(30.0, 280, 30), np.random.default_rng(72)
+    gx, gy = (g.ravel() for g in np.meshgrid(grid, grid))
+    x, y = np.concatenate([gx, gx + 2.0]), np.concatenate([gy, gy + 1.0]) + rng.uniform(-0.5, 0.5, 2 * len(gx))
+    flux = np.concatenate([np.full(len(gx), 3000.0), np.full(len(gx), -900.0)])
+    data = add_noise(paint(shape, x, y, flux, psf, 31), SKY, GAIN, READNOISE, 73)
+    background = estimate_background(data, np.zeros(shape, np.uint16))
+    fits = []
+    for move in (False, True):
+        scene = Scene(data - background.level, np.zeros(shape, bool), background, psf, GAIN, READNOISE)
+        fit = Fit.start(x, y, np.where(flux > 0, 2500.0, -500.0))
+        fit_scene(scene, fit, move=move)
+        fits.append(fit)
+    fixed, free = fits
+    pull = (fixed.flux - flux) / fixed.sigflux
+    assert np.array_equal(fixed.x, x)
+    assert np.array_equal(fixed.y, y)
+    assert 0.85 < spread(pull) < 1.2
+    assert abs(np.median(pull)) < 0.25
+    assert np.median(free.sigflux / fixed.sigflux) > 1.02
+
+
+def test_stars_and_galaxies_are_told_apart() -> None:
+    truth = make_truth(2.2, (420, 420), n=60, seed=81, flux=(8000.0, 30_000.0), vary=0.0)
+    rng = np.random.default_rng(82)
+    gx, gy = (g.ravel() for g in np.meshgrid(np.arange(30.0, 400, 50), np.arange(30.0, 400, 50)))
+    wide = gaussian_psf(3.4, truth.data.shape)
+    galaxies = np.maximum(paint(truth.data.shape, gx, gy, np.full(len(gx), 8000.0), wide), 0)
+    data = truth.data + rng.poisson(galaxies * GAIN) / GAIN
+    data = data.astype(np.float32)
+    found = detect(data, truth.background, truth.mask)
+    sources, _ = measure_sources(data, truth.background, truth.psf, found, truth.mask, GAIN, READNOISE)
+    places = np.stack([sources["x"], sources["y"]], axis=1)
+    star, galaxy = (cKDTree(np.stack(at, axis=1)).query(places)[0] for at in ((truth.x, truth.y), (gx, gy)))
+    assert np.median(sources["star"][(star < 1) & (galaxy > 12)]) > 0.9
+    assert np.median(sources["star"][(galaxy < 1) & (star > 12)]) < 0.1
