@@ -81,7 +81,7 @@ class Figures:
 def sky_of(folder: Path, exposure: str) -> Sky:
     """The truth of one exposure of the quadrant."""
     columns = ["kind", "x", "y", "mag", "flux"]
-    t = read_truth(folder / "truth", columns=columns, exposure=exposure, rcid=RCID)
+    t = read_truth(folder, columns=columns, exposure=exposure, rcid=RCID)
     ok = np.isfinite(t["x"]) & np.isfinite(t["y"])
     return Sky(t["x"][ok], t["y"][ok], t["mag"][ok], t["flux"][ok], t["kind"][ok] == "star")
 
