@@ -16,6 +16,7 @@ import argparse
 import json
 import multiprocessing
 import pickle
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -26,7 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from ops.bench.fields import FIELDS, plan_of, simulate
 from ops.bench.measured import Frame, Unit, measure
-from ops.bench.measured_rows import Line, lines, summary
+from ops.bench.measured_rows import OURS, Line, lines, summary
 from ops.bench.peers import available
 from stream.core.camera import FULL
 from stream.offline import Job
@@ -98,6 +99,12 @@ def markdown(found: Sequence[Line], names: Sequence[str]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def _others(frames: Sequence[Frame]) -> str:
+    """Who else measured how many of the exposures."""
+    counts = Counter(name for frame in frames for name in frame.catalogues if name != OURS)
+    return ", ".join(f"{name} ({n})" for name, n in counts.items()) or "nobody else"
+
+
 def write_page(docs: Path, by_field: dict[str, list[Frame]], found: list[Line], names: list[str], real: str) -> None:
     """``docs/measurement.md`` and its plots."""
     from ops.bench.measured_plots import draw
@@ -112,8 +119,8 @@ def write_page(docs: Path, by_field: dict[str, list[Frame]], found: list[Line], 
         s = summary(frames)
         text.append(
             f"- **{name}**: {s['exposures']} exposures, seeing {min(s['seeing'])} to {max(s['seeing'])} px, "
-            f"{min(s['sources'])} to {max(s['sources'])} sources found, MAGLIM {min(s['maglim'])} to {max(s['maglim'])}"
-            + (f"; failed: {'; '.join(s['failed'])}" if s["failed"] else "")
+            f"{min(s['sources'])} to {max(s['sources'])} sources found, MAGLIM {min(s['maglim'])} to {max(s['maglim'])}; "
+            f"also measured by {_others(frames)}" + (f"; failed: {'; '.join(s['failed'])}" if s["failed"] else "")
         )
     text += ["", markdown(found, names)]
     for title, file in draw(by_field, docs):
