@@ -119,8 +119,8 @@ def write_page(docs: Path, by_field: dict[str, list[Frame]], found: list[Line], 
         s = summary(frames)
         text.append(
             f"- **{name}**: {s['exposures']} exposures, seeing {min(s['seeing'])} to {max(s['seeing'])} px, "
-            f"{min(s['sources'])} to {max(s['sources'])} sources found, MAGLIM {min(s['maglim'])} to {max(s['maglim'])}; "
-            f"also measured by {_others(frames)}" + (f"; failed: {'; '.join(s['failed'])}" if s["failed"] else "")
+            f"{min(s['sources'])} to {max(s['sources'])} sources found, MAGLIM {min(s['maglim'])} to {max(s['maglim'])}"
+            f"; also measured by {_others(frames)}" + (f"; failed: {'; '.join(s['failed'])}" if s["failed"] else "")
         )
     text += ["", markdown(found, names)]
     for title, file in draw(by_field, docs):
