@@ -14,8 +14,7 @@ place; a few components M_j with polynomials c_j(x) hold it, and
 
 takes it out: every star of the reference is matched with the PSFs of its own place, without tiles, and a new source
 (which is not in R) appears as ``kn * pn(x)``, P_D at any place. That kn is made of the mean PSFs costs the square
-of their relative variation in S/N, under a thousandth for a width that varies by 5 %. A throughput that varies
-from place to place enters m(x) the same way.
+of their relative variation in S/N, under a thousandth for a width that varies by 5 %.
 """
 
 from __future__ import annotations
@@ -127,9 +126,7 @@ def _around(pixel_map: PixelMap) -> list[tuple[float, float]]:
     ]
 
 
-def make_kernels(
-    psfs: Psfs, noise: tuple[float, float], transfer: F64, shape: tuple[int, int], ratio: F64 | None = None
-) -> Kernels:
+def make_kernels(psfs: Psfs, noise: tuple[float, float], transfer: F64, shape: tuple[int, int]) -> Kernels:
     """Kernels for two images.
 
     Parameters
@@ -141,8 +138,6 @@ def make_kernels(
         T on the half plane of a ``GRID`` transform (``reference_transfer``).
     shape : (ny, nx)
         Of the image, for the polynomials.
-    ratio : ndarray, (n_places,), optional
-        Science over (scaled) reference flux at the places; 1 by default.
     """
     n, r = _transform(psfs.new.mean(axis=0)), _transform(psfs.reference.mean(axis=0))
     sn2, sr2 = noise[0] ** 2, noise[1] ** 2
@@ -155,7 +150,7 @@ def make_kernels(
     psf /= norm
     new, reference = new / norm, reference / norm
     matched = np.conj(_transform(psf))
-    variation, trend = _variation(psfs, (new, reference), r, psf, shape, ratio)
+    variation, trend = _variation(psfs, (new, reference), r, psf, shape)
     size = 2 * REACH + 1
     plane = _weights_of_half_plane()
     return Kernels(
@@ -177,13 +172,11 @@ def _variation(
     mean_reference: NDArray[np.complex128],
     psf: F64,
     shape: tuple[int, int],
-    ratio: F64 | None,
 ) -> tuple[F64, F64]:
     """G_j and the coefficients of c_j: what stars of unit flux leave, in as few components as matter."""
-    ratio = np.ones(len(psfs.x)) if ratio is None else ratio
     new, reference = kernels
     theirs = _transform(psfs.reference)
-    planes = new * _transform(psfs.new) * ratio[:, None, None] - reference * theirs
+    planes = new * _transform(psfs.new) - reference * theirs
     # As a star with the mean PSF would leave it.
     left = _image(planes * mean_reference * np.conj(theirs) / (np.abs(theirs) ** 2 + _STABLE**2), WORK)
     terms = polynomial_terms(psfs.x, psfs.y, shape, DEGREE)

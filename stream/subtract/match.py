@@ -7,7 +7,7 @@ both images, ``core.displacement``); its own uncertainty, from place to place, i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +40,9 @@ class MatchConfig:
 class Match:
     """What the common stars say.
 
-    ``flux_scale``: reference DN times this is science DN; ``flux_trend``: coefficients of ``polynomial_terms`` over the
-    science image of its relative departures (zero where not significant). ``displacement``: what to add to the map, in
-    reference px; None where too few stars tell it: then ``offset_x``, ``offset_y`` (coefficients of
-    ``polynomial_terms``). ``rms``: scatter of the stars per axis (x, y), px, after that, photon noise taken out.
+    ``flux_scale``: reference DN times this is science DN. ``displacement``: what to add to the map, in reference px;
+    None where too few stars tell it: then ``offset_x``, ``offset_y`` (coefficients of ``polynomial_terms``). ``rms``:
+    scatter of the stars per axis (x, y), px, after that, photon noise taken out.
     """
 
     flux_scale: float
@@ -54,7 +53,6 @@ class Match:
     rms: tuple[float, float]
     from_zeropoints: bool
     displacement: Displacement | None = None
-    flux_trend: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
 
     def moved(self, pixel_map: PixelMap) -> PixelMap:
         """A map put right by the stars."""
