@@ -31,7 +31,7 @@ from stream.core.psf import PsfModel
 from stream.core.records import Astrometry, CalibratedImage, RawQuadrant, ScienceImage, Table, ZeroPoint
 from stream.ingest import read_packet, read_quadrant
 from stream.pipeline import ScienceSettings, Stopwatch, footprint_cone, make_science
-from stream.simulate.optics import wcs_of
+from stream.simulate.optics import PsfField, wcs_of
 
 F64 = NDArray[np.float64]
 BOOL = NDArray[np.bool_]
@@ -40,6 +40,7 @@ POINTS = ("star", "variable", "transient")
 # Smooth additive light is in the sky; what lies in it is measured.
 HARMFUL = int(BAD_BITS) & ~int(Mask.HALO | Mask.CROSSTALK | Mask.GHOST)
 SAME_PLACE, SAME_MAG = 0.5, 0.75  # a match: within so many FWHM, and so many mag
+PHASES = ((-0.25, 0.25, -0.25, 0.25), (-0.25, -0.25, 0.25, 0.25))  # sub-pixel places x and y at which PSFs are fitted
 TRUTH_COLUMNS = ["truth_id", "kind", "exposure", "rcid", "x", "y", "ra", "dec", "mag", "colour", "flux"]
 
 
@@ -84,6 +85,8 @@ class Frame:
     bound: F64 = field(default_factory=lambda: np.zeros(0))  # px, Cramer-Rao bound of x of the point sources
     # Stated errors of the mapping (arcsec, east and north) at the point sources' true pixel places.
     stated: tuple[F64, F64] | None = None
+    # Where the PSF fit sees the point sources minus where the centroid of their light is, px along x and y.
+    seen_off: tuple[F64, F64] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     failure: str = ""
 
@@ -161,6 +164,8 @@ def measure(unit: Unit) -> Frame:
     _judge_truth(frame, science)
     frame.catalogues["ours"] = _ours(frame, science)
     frame.stated = position_sigma(science.astrometry, truth["x"][:n_points], truth["y"][:n_points])
+    true_psf = PsfField(science.data.shape, **{k: tuple(v) for k, v in json.loads(conditions["psf"]).items()})
+    frame.seen_off = centre_offset(science.psf, true_psf, truth["x"][:n_points], truth["y"][:n_points])
     for peer in unit.peers:
         kept = unit.cache / folder.name / f"{name}-{peer.__name__}.pickle" if unit.cache else None
         if kept and kept.exists():
@@ -189,6 +194,38 @@ def _judge_truth(frame: Frame, science: ScienceImage) -> None:
 def noise_area_at(psf: PsfModel, x: float, y: float) -> float:
     """Pixels whose sky noise a PSF-weighted flux collects."""
     return float(1 / (psf.stamp(x, y).astype(float) ** 2).sum())
+
+
+def centre_offset(model: PsfModel, true: PsfField, x: F64, y: F64, nodes: int = 7, size: int = 15) -> tuple[F64, F64]:
+    """Where a fit of ``model`` sees stars of the true PSF minus their true places (px, along x and y), without noise.
+
+    The centre of a lopsided PSF is a convention: the truth's is the centroid, that of the model another. The offset is
+    smooth: fits (all pixels alike, four sub-pixel phases) on a grid of places, and a quadratic through them.
+    """
+    ny, nx = model.shape
+    grid = [np.linspace(size, n - 1 - size, nodes) for n in (nx, ny)]
+    gx, gy = (np.rint(g.ravel()) for g in np.meshgrid(*grid))
+    px, py = (np.concatenate([g + phase for phase in phases]) for g, phases in ((gx, PHASES[0]), (gy, PHASES[1])))
+    light = true.stamps(px, py, size).reshape(len(px), -1, 1).astype(float)
+    off, step = np.zeros((2, len(px))), 0.02
+    for _ in range(4):
+        at, right, left, up, down = (
+            # The nearest pixel stays the star's own, whatever the step: phases are far from its edges.
+            model.stamps(px + off[0] + dx, py + off[1] + dy, size).reshape(len(px), -1).astype(float)
+            for dx, dy in ((0, 0), (step, 0), (-step, 0), (0, step), (0, -step))
+        )
+        design = np.stack([at, (right - left) / (2 * step), (up - down) / (2 * step)], axis=-1)
+        across = design.transpose(0, 2, 1)
+        flux, *moved = np.linalg.solve(across @ design, across @ light)[:, :, 0].T
+        off += np.stack(moved) / flux
+    coefficients = np.linalg.lstsq(_quadratic(px, py, nx, ny), off.T, rcond=None)[0]
+    out = _quadratic(x, y, nx, ny) @ coefficients
+    return out[:, 0], out[:, 1]
+
+
+def _quadratic(x: F64, y: F64, nx: int, ny: int) -> F64:
+    u, v = 2 * x / nx - 1, 2 * y / ny - 1
+    return np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], axis=-1)
 
 
 def place_bound(science: ScienceImage, x: F64, y: F64, flux: F64) -> F64:

@@ -112,15 +112,18 @@ def position_figures(parts: Sequence[Sample]) -> Figures:
 
 def stated_pulls(frames: Sequence[Frame]) -> float:
     """Errors of the mapping at true stars over their stated errors: robust sigma about zero of an exposure, median of
-    exposures."""
+    exposures.
+
+    The map is of the places that PSF fits give, so it is asked there where a fit without noise sees the star."""
     values = []
     for frame in frames:
         errors = frame.catalogues[OURS].sky_error if not frame.failure else None
-        if errors is None or frame.stated is None:
+        if errors is None or frame.stated is None or frame.seen_off is None:
             continue
         x, y = (frame.truth[k][: frame.n_points] for k in ("x", "y"))
         on = (x > -0.5) & (x < FULL.nx - 0.5) & (y > -0.5) & (y < FULL.ny - 0.5)
-        pulls = np.stack(errors)[:, on] / np.stack(frame.stated)[:, on]
+        # x grows to the west, y to the south.
+        pulls = (np.stack(errors) - np.stack(frame.seen_off) * FULL.pixel_scale)[:, on] / np.stack(frame.stated)[:, on]
         values.append(1.4826 * float(np.nanmedian(np.abs(pulls))))
     return float(np.median(values)) if values else float("nan")
 
@@ -290,7 +293,9 @@ def lines(field_name: str, frames: Sequence[Frame]) -> list[Line]:
         "worst of all exposures and corners (400 px)")  # fmt: skip
     pulls = stated_pulls(frames)
     add("sky places, pulls of the stated errors", "0.9 to 1.1", {OURS: pulls}, "{:.2f}", lambda v: 0.9 <= v <= 1.1,
-        "1.48 x median absolute, true stars of any colour, both axes; median exposure")  # fmt: skip
+        "1.48 x median absolute, true stars of any colour, both axes; median exposure; asked where a fit of the PSF "
+        "model without noise sees the star: the truth is the light's centroid, up to 15 mas from the model's own "
+        "centre, which PSF places and the map share")  # fmt: skip
     bare = [np.sqrt(np.nanmean(np.square(wcs_error(f)))) * 1000 for f in frames if f.astrometry is not None]
     add("WCS against the true one without air", "-", {OURS: float(np.median(bare)) if bare else np.nan}, "{:.1f} mas",
         None, "grid over the quadrant; contains the air that the solution follows")  # fmt: skip

@@ -37,6 +37,8 @@ def pixel_of(astrometry: Astrometry, ra: ArrayLike, dec: ArrayLike) -> tuple[F64
 def position_sigma(astrometry: Astrometry, x: ArrayLike, y: ArrayLike, snr: ArrayLike | None = None) -> tuple[F64, F64]:
     """1-sigma error (arcsec, along x and y; west and south within a degree) of sky places.
 
+    Of a source of unknown colour: what refraction does to the stars' colours is in it. Places are the PSF fits', whose
+    centre is the PSF model's, some mas from the centroid of lopsided light.
     Without ``snr`` that of the map from pixels to the sky alone, polynomial and displacement; with it that of a point
     source of that S/N measured there, its centroid's error included as the residuals of this exposure's stars tell.
     """
@@ -48,6 +50,7 @@ def position_sigma(astrometry: Astrometry, x: ArrayLike, y: ArrayLike, snr: Arra
     else:  # what the fit leaves in a point, as far as it is known: the spread of its stars over their number
         share = 1.0 / math.sqrt(max(astrometry.n_matched / 10.0, 1.0))
         out = np.full(xs.shape, astrometry.rms_ra * share), np.full(xs.shape, astrometry.rms_dec * share)
+    out = np.hypot(out[0], astrometry.colour_sigma[0]), np.hypot(out[1], astrometry.colour_sigma[1])
     if snr is None:
         return out
     at_one, floor = astrometry.centroid

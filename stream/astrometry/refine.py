@@ -18,7 +18,7 @@ from stream.astrometry.epoch import position_errors, propagate
 from stream.astrometry.fit import Fit
 from stream.astrometry.lists import FLOOR_PX, MIN_FIT_SNR, Stars, spread_order, usable_stars
 from stream.astrometry.match import nearest_pairs
-from stream.astrometry.refraction import Refraction, bluer, fit_shift
+from stream.astrometry.refraction import Refraction, bluer, colour_sigma, fit_shift
 from stream.astrometry.solution import Pairs, tie
 from stream.astrometry.tpv import project, sky_positions
 from stream.core.displacement import Trend, fit_displacement
@@ -68,7 +68,8 @@ def refine(
     Returns
     -------
     Astrometry
-        With ``displacement``, ``centroid`` and ``refraction``; ``first`` itself where fewer than ``MIN_PAIRS`` pair.
+        With ``displacement``, ``centroid``, ``refraction`` and ``colour_sigma``; ``first`` itself where fewer than
+        ``MIN_PAIRS`` pair.
     """
     stars = usable_stars(sources, shape)
     stars = stars[stars.good & (stars.snr >= MIN_FIT_SNR)]
@@ -97,16 +98,17 @@ def _once(
     pairs, j = _pair(first, stars, gaia, jd_mid, shape, fwhm)
     if len(j) < MIN_PAIRS:
         return first
-    shift = math.nan
+    shift, unknown = math.nan, (0.0, 0.0)
     if refraction is not None:
         blue = bluer(gaia["bp_rp"][j])
         shift = _fitted_shift(pairs, linear, blue, refraction)
+        unknown = colour_sigma(gaia["bp_rp"][j], shift, refraction.zenith)
         lifted = shift / 3600.0 * blue[:, None] * np.array(refraction.zenith)
         dec = pairs.dec + lifted[:, 1]
         pairs = replace(pairs, ra=pairs.ra + lifted[:, 0] / np.cos(np.radians(dec)), dec=dec)
     # In moving air the brightest stars are no better than others.
     solution, fit = tie(replace(pairs, sigma=np.hypot(pairs.sigma, FLOOR_PX)), centre, linear, shape, known)
-    return _with_air(replace(solution, refraction=shift), pairs, fit, shape, fwhm, known)
+    return _with_air(replace(solution, refraction=shift, colour_sigma=unknown), pairs, fit, shape, fwhm, known)
 
 
 def _pair(

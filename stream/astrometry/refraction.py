@@ -26,6 +26,7 @@ SHIFT = {1: 0.040, 2: 0.008, 3: 0.003}
 UNCERTAINTY = 0.5  # of that, relative: spectra are no function of one colour
 # The stars' colour to which a WCS belongs: BP-RP of a star of g-r 0.6, the middle of most fields.
 MEAN_COLOUR = 1.1
+COLOUR_SPREAD = 0.6  # r.m.s. of stars' BP-RP about it, where no star's colour tells
 COLOURS = (-0.5, 3.5)  # beyond, a colour is counted as at the end: so red a star is no straight line
 LOWEST_ALTITUDE = math.radians(15.0)  # nobody observes lower; a nonsensical time or place does
 
@@ -60,6 +61,17 @@ def expected_refraction(exposure: Exposure, ra: float, dec: float) -> Refraction
 def bluer(colour: F64) -> F64:
     """Magnitudes by which stars are bluer than ``MEAN_COLOUR``; 0 where the colour is not known."""
     return np.asarray(np.nan_to_num(MEAN_COLOUR - np.clip(colour.astype(float), *COLOURS), nan=0.0))
+
+
+def colour_sigma(colour: F64, shift: float, zenith: tuple[float, float]) -> tuple[float, float]:
+    """Error (arcsec, along east and north) that refraction makes in the place of a star of unknown colour.
+
+    The r.m.s. of the image's stars (``colour``, BP-RP, NaN: not known) about ``MEAN_COLOUR``, not about their own mean:
+    to that colour the WCS belongs. ``shift`` is arcsec a mag bluer.
+    """
+    known = colour[np.isfinite(colour)]
+    spread = math.sqrt(float(np.mean(bluer(known) ** 2))) if len(known) else COLOUR_SPREAD
+    return abs(shift * zenith[0]) * spread, abs(shift * zenith[1]) * spread
 
 
 def fit_shift(along: F64, sigma: F64, blue: F64, expected: Refraction) -> float:

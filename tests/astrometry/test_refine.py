@@ -137,6 +137,25 @@ def test_refraction_is_fitted_where_there_are_stars_and_believed_where_there_are
     assert np.isnan(rich.refined().refraction)
 
 
+def test_a_star_of_unknown_colour_is_less_sure_along_the_vertical() -> None:
+    seen = look(4, 5000, lift=0.080)
+    solution = seen.refined(refraction=Refraction((0.0, 1.0), 0.050, 0.025))
+    # Truth: where stars of the catalogue's colours are on the image, through the map.
+    gaia, (ny, nx) = seen.field.gaia, seen.field.shape
+    known = gaia[np.isfinite(gaia["bp_rp"])]
+    ra, dec = propagate(known, JD_MID, parallax=True)
+    lifted = dec + 0.080 * (MEAN_COLOUR - known["bp_rp"]) / 3600.0
+    x, y = pixel_positions(seen.field.truth, ra, lifted)
+    on = (x > 0) & (x < nx - 1) & (y > 0) & (y < ny - 1)
+    found = sky_of(solution, *seen.moved(x[on], y[on]))
+    error = (found[0] - ra[on]) * np.cos(np.radians(dec[on])) * 3600, (found[1] - dec[on]) * 3600
+    stated = position_sigma(solution, x[on], y[on])
+    bare = position_sigma(replace(solution, colour_sigma=(0.0, 0.0)), x[on], y[on])
+    assert np.sqrt(np.mean((error[1] / stated[1]) ** 2)) == pytest.approx(1.0, abs=0.1)
+    assert np.sqrt(np.mean((error[1] / bare[1]) ** 2)) > 2.0
+    np.testing.assert_array_equal(stated[0], bare[0])  # the vertical is the north here
+
+
 def test_the_zenith_is_where_it_is() -> None:
     # Where sidereal time is the right ascension a star culminates: the zenith is due north of it, or south.
     exposure = Exposure("e", "object", 1, 1, 1, 1, JD_MID, JD_MID, 30.0, 0.0, 0.0)
