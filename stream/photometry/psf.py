@@ -37,10 +37,6 @@ TABLE_STEP = 1 / 256  # px, of the tabulated profiles
 # by this much where no star says anything; a tenth of it for the terms that vary with place and for angular ones.
 PRIOR = 0.5
 PRIOR_VARIATION = 0.15
-# Part of the profile that no model reproduces (pixel response, brighter-fatter): keeps the few brightest stars from
-# outweighing all others.
-# It starts high, while the model is still round and the same everywhere.
-MODEL_ERRORS = (0.1, 0.03, 0.01)
 GROWTH_RADII = (1.0, 1.5, 2.0, 2.5, 3.5)  # px, at which the first profile is chosen
 BLOCK = 8  # stars whose equations fit into the processor's cache together
 # Pixels of a star's window that enter: those within 12.5 px, the reach of the products' stamp.
@@ -125,6 +121,31 @@ def _require(n: int, n_detections: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class _ModelError:
+    """What no model reproduces (pixel response, brighter-fatter): keeps the few brightest stars from outweighing all.
+
+    Its variance is ``part``^2 times a pixel's light times that light or ``floor`` times the star's brightest pixel,
+    whichever is more. With a floor of 1 the weights are those of photons, under which a star's flux does not see to
+    first order that the model is off. In proportion to each pixel's own light the many pixels of the rim would
+    determine the flux, where a rough model is off by half: in a sharp image full of bright stars (nothing else limits
+    them) the core then does not settle.
+    """
+
+    part: float
+    floor: float
+
+    def variance(self, light: F32) -> F32:
+        """Of stars' light (n, ...), none of it negative, in its unit squared."""
+        peak = light.reshape(len(light), -1).max(axis=1).reshape(-1, *[1] * (light.ndim - 1))
+        out: F32 = np.float32(self.part**2) * light * np.maximum(light, np.float32(self.floor) * peak)
+        return out
+
+
+# High while the model is round and the same everywhere; in the end the rim counts, where neighbours and galaxies show.
+MODEL_ERRORS = (_ModelError(0.1, 1.0), _ModelError(0.03, 1.0), _ModelError(0.01, 0.1))
+
+
+@dataclass(frozen=True, slots=True)
 class _Profile:
     """Moffat profile of the effective PSF, sum 1 over the plane."""
 
@@ -171,7 +192,7 @@ def _round_model(profile: _Profile, shape: tuple[int, int]) -> PsfModel:
 
 
 def _fit_stars(
-    model: PsfModel, stamps: StarStamps, variance: F32, gain: float, model_error: float
+    model: PsfModel, stamps: StarStamps, variance: F32, gain: float, model_error: _ModelError
 ) -> tuple[F64, F64, F64, F64]:
     """Place, flux and reduced chi-square (11 x 11 core, model error allowed for) of each star."""
     size = 11
@@ -183,8 +204,8 @@ def _fit_stars(
     misfit = np.zeros(len(x))
     for _ in range(4):
         p, px, py = read_gradients(grids, x - stamps.ix, y - stamps.iy, size, model.oversample)
-        signal = np.maximum(flux, 1)[:, None, None] * p
-        weight = usable / (noise + np.maximum(signal, 0) / gain + (model_error * signal) ** 2)
+        light = np.maximum(np.maximum(flux, 1)[:, None, None].astype(np.float32) * p, 0)
+        weight = usable / (noise + light / gain + model_error.variance(light))
         design = np.stack([p, flux[:, None, None] * px, flux[:, None, None] * py], axis=1).reshape(len(x), 3, -1)
         weighted = design * weight.reshape(len(x), 1, -1)
         residual = (values - flux[:, None, None] * p).reshape(len(x), -1, 1)
@@ -293,7 +314,7 @@ def _solve(
     stamps: StarStamps,
     variance: F32,
     fit: tuple[F64, F64, F64],
-    noise_figures: tuple[float, float],
+    noise_figures: tuple[float, _ModelError],
     degree: int,
 ) -> PsfModel:
     """One linear solution for all coefficients, flux and place of each star eliminated."""
@@ -336,7 +357,7 @@ def _star_equations(
     stamps: StarStamps,
     variance: F32,
     fit: tuple[F64, F64, F64],
-    noise_figures: tuple[float, float],
+    noise_figures: tuple[float, _ModelError],
 ) -> tuple[F32, F32]:
     """Each star's normal matrix and right side for the corrections, its own flux and place projected out."""
     (profile, basis), (x, y, flux), (gain, model_error) = shape_of, fit, noise_figures
@@ -349,7 +370,8 @@ def _star_equations(
     r = np.hypot(dx, dy)
     functions = _evaluate(basis, r.ravel(), np.arctan2(dy, dx).ravel()).reshape(n, DISC.size, -1)
     scale = flux.astype(np.float32)[:, None]
-    noise = (sky_noise + np.maximum(scale * p, 0) / np.float32(gain)) / scale**2 + (np.float32(model_error) * p) ** 2
+    light = np.maximum(p, 0)
+    noise = (sky_noise + scale * light / np.float32(gain)) / scale**2 + model_error.variance(light)
     # Residuals against the round first profile; what goes far beyond the noise is cut at the last model.
     bound = CLIP * np.sqrt(noise)
     target = p + np.clip(values / scale - p, -bound, bound) - profile(r)
