@@ -18,16 +18,16 @@ project's second method, ZOGY with one PSF an image (the arithmetic of PyZOGY), 
 from __future__ import annotations
 
 import argparse
-import cProfile
 import json
-import pstats
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -40,23 +40,30 @@ from stream.archive import ProductStore, StoreInputs
 from stream.core.camera import FULL
 from stream.core.identity import rcid_of
 from stream.core.records import Difference, Reference, ScienceImage
+from stream.core.resample import PixelMap
 from stream.offline import raw_of
 from stream.pipeline import ScienceSettings, process_quadrant
 from stream.simulate.truth import read_truth
 from stream.subtract import ReferenceCache, SubtractConfig, make_cache, subtract, subtract_by_kernel
+from stream.subtract import difference as differencing
+from stream.subtract import prepare as preparing
 from stream.subtract.difference import front
 
 RCID = rcid_of(CCD, QID)
 CROP = 1024  # px
 REPEATS = 3
-# Functions whose time is a step's, and the module they are in.
-STEPS = {
-    "resampling": ("core/resample.py", ("full", "flags_on", "resample_bridged", "resample_smooth")),
-    "ZOGY": ("subtract/zogy.py", ("subtract_planes",)),
-    "kernels": ("subtract/kernels.py", ("psfs_of", "make_kernels", "reference_transfer", "difference_psf")),
-    "match": ("subtract/match.py", ("match_sources",)),
-    "level and noise": ("subtract/background.py", ("settle",)),
-}
+# Functions whose time is a step's, where the subtraction looks them up.
+STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
+    "resampling": (
+        (PixelMap, "full"), (preparing, "flags_on"), (preparing, "resample_bridged"), (preparing, "resample_smooth"),
+    ),
+    "ZOGY": ((differencing, "subtract_planes"),),
+    "kernels": tuple(
+        (differencing, name) for name in ("psfs_of", "make_kernels", "reference_transfer", "difference_psf")
+    ),
+    "match": ((differencing, "match_sources"),),
+    "level and noise": ((differencing, "settle"),),
+}  # fmt: skip
 
 
 def truth_of(folder: Path, exposure: str) -> Sky:
@@ -168,20 +175,27 @@ def _rows(what: str, f: Figures, judged: bool | None) -> Iterator[Row]:
 
 
 def step_rows(what: str, science: ScienceImage, reference: Reference, cache: ReferenceCache) -> Iterator[Row]:
-    """Core-seconds of a subtraction by step, each the minimum of ``REPEATS``; the profiler adds some per cent."""
+    """Core-seconds of a subtraction by step, each the minimum of ``REPEATS``."""
     runs = []
     for _ in range(REPEATS):
-        profile = cProfile.Profile(time.process_time)
-        profile.runcall(subtract, science, reference, None, cache)
-        seen: dict[tuple[str, int, str], Any] = pstats.Stats(profile).stats  # type: ignore[attr-defined]
-        total = sum(v[2] for v in seen.values())
-        parts = {
-            step: sum(v[3] for (file, _, name), v in seen.items() if file.endswith(module) and name in names)
-            for step, (module, names) in STEPS.items()
-        }
+        parts = dict.fromkeys(STEPS, 0.0)
+        with ExitStack() as stack:
+            for step, places in STEPS.items():
+                for owner, name in places:
+                    stack.enter_context(patch.object(owner, name, _clocked(getattr(owner, name), parts, step)))
+            _, total = timed(lambda: subtract(science, reference, None, cache))
         runs.append({**parts, "rest": total - sum(parts.values()), "all": total})
     for step in runs[0]:
         yield Row(f"{what}: {step}", "", f"{min(r[step] for r in runs):.3f} core-s", None)
+
+
+def _clocked(work: Callable[..., Any], parts: dict[str, float], step: str) -> Callable[..., Any]:
+    def run(*arguments: Any, **named: Any) -> Any:
+        result, seconds = timed(lambda: work(*arguments, **named))
+        parts[step] += seconds
+        return result
+
+    return run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
