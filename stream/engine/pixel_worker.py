@@ -175,9 +175,12 @@ class PixelWorker:
 
     def _on_assign(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         consumer.assign(places)
-        paused = places if self._holding else [p for p in places if self._is_backlog(p.topic) and not self._draining]
-        if paused:
-            consumer.pause(paused)
+        # A partition that was paused when it was taken away is paused when it comes back, for ever, unless it is told:
+        # a hold that ends between the two has nothing assigned to resume.
+        paused = [p for p in places if self._holding or (self._is_backlog(p.topic) and not self._draining)]
+        for change, some in ((consumer.pause, paused), (consumer.resume, [p for p in places if p not in paused])):
+            if some:
+                change(some)
 
     def _on_revoke(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         self._lost.update((place.topic, place.partition) for place in places)

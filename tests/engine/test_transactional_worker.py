@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from confluent_kafka import ConsumerGroupState
+from confluent_kafka import OFFSET_BEGINNING, ConsumerGroupState, TopicPartition
 from engine_helpers import SCRIPT, in_thread, send, values_of, wait
 from engine_process import quadrant
 
@@ -17,7 +17,7 @@ from stream.core.errors import UsageError
 from stream.engine.deadletters import list_letters
 from stream.engine.embedded_kafka import EmbeddedKafka
 from stream.engine.heartbeat import Heartbeat, living
-from stream.engine.kafka import Fenced, make_admin
+from stream.engine.kafka import Fenced, make_admin, make_consumer
 from stream.engine.pixel_worker import BACKOFF_LONGEST, MAX_DEATHS, PixelWorker, backoff
 from stream.engine.processes import spawn, stop, tail
 from stream.engine.state import Attempts, connect
@@ -38,6 +38,23 @@ def test_killed_at_every_step_the_result_is_the_same(settings, prefix, make_topi
     wait(lambda: len(values_of(settings, target)) >= len(expected), tmp_path / "worker.log")
     assert time.monotonic() - started < 10.0, "a restarted worker takes its partitions back at once"
     assert Counter(values_of(settings, target)) == expected
+
+
+def test_what_was_paused_is_read_after_a_rebalance(settings, prefix, make_topic):
+    source = make_topic(f"{prefix}.in")
+    send(settings, source, ["a"])
+    worker = PixelWorker(settings, quadrant(f"{prefix}.out"), source=source)
+    consumer = make_consumer(settings, f"{prefix}-group", "test")
+    places = [TopicPartition(source, 0, OFFSET_BEGINNING)]
+    try:
+        worker._on_assign(consumer, places)
+        assert consumer.poll(20.0) is not None
+        consumer.pause(places)  # a message is held ...
+        worker._on_revoke(consumer, places)  # ... its partition taken away, the hold ends, and it comes back
+        worker._on_assign(consumer, places)
+        assert consumer.poll(20.0) is not None, "still paused"
+    finally:
+        consumer.close()
 
 
 def test_bad_input_becomes_dead_letters_and_the_rest_goes_on(settings, prefix, make_topic, redis_url):
