@@ -9,6 +9,7 @@ from synthetic import add_noise, paint
 
 from stream.core.flags import Mask
 from stream.core.identity import night_of
+from stream.core.pixelmap import world_to_pixel
 from stream.core.psf import PsfModel, gaussian_psf
 from stream.core.records import (
     SOURCE_DTYPE,
@@ -21,7 +22,6 @@ from stream.core.records import (
     Table,
     ZeroPoint,
 )
-from stream.core.resample import world_to_pixel
 
 SCALE = 1.0125 / 3600
 

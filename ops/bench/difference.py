@@ -39,8 +39,8 @@ from ops.bench.rows import Row
 from stream.archive import ProductStore, StoreInputs
 from stream.core.camera import FULL
 from stream.core.identity import rcid_of
+from stream.core.pixelmap import PixelMap
 from stream.core.records import Difference, Reference, ScienceImage
-from stream.core.resample import PixelMap
 from stream.offline import raw_of
 from stream.pipeline import ScienceSettings, process_quadrant
 from stream.simulate.truth import read_truth

@@ -37,9 +37,9 @@ from stream.archive import ProductStore, read_science_product, write_products
 from stream.core.camera import FULL, Camera
 from stream.core.flags import Mask
 from stream.core.identity import rcid_of
+from stream.core.pixelmap import world_to_pixel
 from stream.core.psf import PsfModel
 from stream.core.records import Reference, ScienceImage
-from stream.core.resample import world_to_pixel
 from stream.offline import Job, own_task, packet_heads, parallel, raw_of
 from stream.pipeline import ScienceSettings, process_quadrant
 from stream.reference import ReferenceConfig, build_reference

@@ -11,8 +11,8 @@ from scipy.spatial import cKDTree
 from stream.astrometry import propagate
 from stream.core.errors import PhotometryError
 from stream.core.flags import BAD_BITS
+from stream.core.pixelmap import world_to_pixel
 from stream.core.records import Reference, Row, Table
-from stream.core.resample import world_to_pixel
 from stream.photometry import fit_zeropoint
 from stream.photometry.zeropoint import match_calibrators
 

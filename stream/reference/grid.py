@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from astropy.wcs import WCS
 
+from stream.core.pixelmap import world_to_pixel
 from stream.core.records import ScienceImage
-from stream.core.resample import world_to_pixel
 
 PAD = 64  # px a side: about an arcminute, twice the pointing's scatter within a field
 

@@ -21,9 +21,10 @@ from scipy.spatial import cKDTree
 
 from stream.astrometry import pixel_of
 from stream.core.flags import Mask
+from stream.core.pixelmap import PixelMap, world_to_pixel
 from stream.core.psf import PsfModel
 from stream.core.records import F32, Astrometry, ScienceImage
-from stream.core.resample import PixelMap, noise_left, resample, resample_nearest, world_to_pixel
+from stream.core.resample import noise_left, resample, resample_nearest
 from stream.photometry import Star, add_stars, bright_stars, fit_stars, saturated_stars, subtract_stars
 
 F64 = NDArray[np.float64]

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stream.core.errors import SubtractionError
+from stream.core.pixelmap import PixelMap
 from stream.core.records import F32, Difference, Reference, ScienceImage
-from stream.core.resample import PixelMap
 from stream.subtract.background import settle
 from stream.subtract.cache import ReferenceCache, kept_cache
 from stream.subtract.floor import apply_floor, excess_noise

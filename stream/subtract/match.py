@@ -16,9 +16,9 @@ from scipy.spatial import cKDTree
 from stream.core.displacement import Displacement, fit_displacement
 from stream.core.errors import SubtractionError
 from stream.core.flags import BAD_BITS
+from stream.core.pixelmap import PixelMap
 from stream.core.psf import polynomial_terms
 from stream.core.records import Reference, ScienceImage, Table
-from stream.core.resample import PixelMap
 
 
 @dataclass(frozen=True, slots=True)

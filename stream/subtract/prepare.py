@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from stream.core.flags import UNUSABLE_BITS, Mask
+from stream.core.pixelmap import PixelMap
 from stream.core.records import F32, U16, Reference, ScienceImage
-from stream.core.resample import PixelMap, flags_on, resample_bridged, resample_smooth
+from stream.core.resample import flags_on, resample_bridged, resample_smooth
 from stream.photometry import Star, add_stars, fit_stars, remove_rings, saturated_stars, subtract_stars
 from stream.subtract.background import grow
 from stream.subtract.cache import ReferenceCache, reference_gain

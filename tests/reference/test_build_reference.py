@@ -14,8 +14,8 @@ from stream.core.displacement import Displacement
 from stream.core.errors import ReferenceBuildError
 from stream.core.flags import Mask
 from stream.core.identity import rfid_of
+from stream.core.pixelmap import world_to_pixel
 from stream.core.records import Reference, ScienceImage
-from stream.core.resample import world_to_pixel
 from stream.core.zeropointmap import ZeroPointMap
 from stream.reference import build_reference, same_place
 from stream.reference.combine import InputNoise, combine

@@ -10,9 +10,9 @@ from pairs import reference_of, science_of, sky_wcs
 from synthetic import star_field
 
 from stream.core.errors import SubtractionError
+from stream.core.pixelmap import PixelMap
 from stream.core.psf import gaussian_psf
 from stream.core.records import Reference, ScienceImage
-from stream.core.resample import PixelMap
 from stream.subtract import match_sources
 
 SHAPE = (500, 520)

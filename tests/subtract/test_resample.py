@@ -10,16 +10,9 @@ from scipy import ndimage
 from synthetic import paint
 
 from stream.core import resample as module
+from stream.core.pixelmap import pixel_map, world_to_pixel
 from stream.core.psf import gaussian_psf
-from stream.core.resample import (
-    lanczos_weights,
-    noise_left,
-    noise_transfer,
-    pixel_map,
-    resample,
-    resample_nearest,
-    world_to_pixel,
-)
+from stream.core.resample import lanczos_weights, noise_left, noise_transfer, resample, resample_nearest
 
 SHAPE = (300, 340)
 
