@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from stream.core.records import Candidate, Table
+from stream.core.sphere import chord, unit_vectors
 
 F64 = NDArray[np.float64]
 
@@ -60,15 +61,6 @@ def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _vectors(ra: ArrayLike, dec: ArrayLike) -> F64:
-    a, d = np.radians(np.asarray(ra, float)), np.radians(np.asarray(dec, float))
-    return np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], axis=-1)
-
-
-def _chord(arcsec: float) -> float:
-    return float(2 * np.sin(np.radians(arcsec / 3600.0) / 2))
-
-
 def nearest(ra: F64, dec: F64, table_ra: F64, table_dec: F64, radius: float, k: int) -> tuple[F64, NDArray[np.int64]]:
     """The ``k`` nearest table rows within ``radius`` arcsec of each place.
 
@@ -85,12 +77,12 @@ def nearest(ra: F64, dec: F64, table_ra: F64, table_dec: F64, radius: float, k: 
     usable = np.flatnonzero(np.isfinite(table_ra) & np.isfinite(table_dec))
     if not len(usable) or not placed.any():
         return distance, index
-    tree = cKDTree(_vectors(table_ra[usable], table_dec[usable]))
-    places = _vectors(ra[placed], dec[placed])
+    tree = cKDTree(unit_vectors(table_ra[usable], table_dec[usable]))
+    places = unit_vectors(ra[placed], dec[placed])
     # One chord beyond, so that rounding loses nothing at the rim; the exact limit is applied to the arc below.
-    chord, found = tree.query(places, k=np.arange(1, k + 1), distance_upper_bound=_chord(radius) * (1 + 1e-6))
-    arc = np.degrees(2 * np.arcsin(np.clip(np.where(np.isfinite(chord), chord, 0.0) / 2, 0, 1))) * 3600.0
-    hit = np.isfinite(chord) & (arc <= radius)
+    chords, found = tree.query(places, k=np.arange(1, k + 1), distance_upper_bound=chord(radius) * (1 + 1e-6))
+    arc = np.degrees(2 * np.arcsin(np.clip(np.where(np.isfinite(chords), chords, 0.0) / 2, 0, 1))) * 3600.0
+    hit = np.isfinite(chords) & (arc <= radius)
     distance[placed] = np.where(hit, arc, np.inf)
     index[placed] = np.where(hit, np.append(usable, len(table_ra))[found], len(table_ra))
     return distance, index
@@ -102,8 +94,8 @@ def count_within(ra: F64, dec: F64, table_ra: F64, table_dec: F64, radius: float
     placed = np.isfinite(ra) & np.isfinite(dec)
     usable = np.isfinite(table_ra) & np.isfinite(table_dec)
     if placed.any() and usable.any():
-        tree = cKDTree(_vectors(table_ra[usable], table_dec[usable]))
-        counts[placed] = tree.query_ball_point(_vectors(ra[placed], dec[placed]), _chord(radius), return_length=True)
+        tree = cKDTree(unit_vectors(table_ra[usable], table_dec[usable]))
+        counts[placed] = tree.query_ball_point(unit_vectors(ra[placed], dec[placed]), chord(radius), return_length=True)
     result: list[int] = counts.tolist()
     return result
 

@@ -15,6 +15,7 @@ from stream.core.errors import SubtractionError
 from stream.core.flags import MASK_BITS
 from stream.core.identity import CANDID_VERSION
 from stream.core.records import Candidate, Difference, Reference, Row, ScienceImage
+from stream.core.sphere import unit_vectors
 from stream.extract.cuts import POGSON, CutProfile, profile_named, rejection
 from stream.extract.detect import detect_peaks
 from stream.extract.fields import CANDIDATE_FIELDS, EXTRA_FIELDS
@@ -247,12 +248,6 @@ def _pixel_scale(science: ScienceImage) -> float:
     v = unit_vectors(*science.astrometry.wcs.all_pix2world(x, y, 0))
     area = np.linalg.norm(np.cross(v[1] - v[0], v[2] - v[0]))
     return float(np.degrees(np.sqrt(area)) * 3600.0)
-
-
-def unit_vectors(ra: ArrayLike, dec: ArrayLike) -> F64:
-    """Unit vectors (n, 3) of sky places (deg)."""
-    a, d = np.radians(np.asarray(ra, float)), np.radians(np.asarray(dec, float))
-    return np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], axis=-1)
 
 
 def _nearest_reference(reference: Reference, ra: F64, dec: F64, scale: float) -> dict[str, list[Any]]:

@@ -17,6 +17,7 @@ from scipy.spatial import cKDTree
 
 from stream.core.errors import UsageError
 from stream.core.records import Table, Tracklet
+from stream.core.sphere import unit_vectors
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -108,18 +109,14 @@ def link_tracklets(detections: Table, night: str, settings: LinkSettings | None 
     return sorted((_tracklet(rows, line, night) for line in chosen), key=lambda t: t.trackid)
 
 
-def _vectors(rows: Table) -> F64:
-    a, d = np.radians(rows["ra"]), np.radians(rows["dec"])
-    return np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], axis=-1)
-
-
 def _chord(degrees: float) -> float:
     return float(2 * np.sin(np.radians(min(degrees, 180.0)) / 2))
 
 
 def repeated_places(rows: Table, settings: LinkSettings) -> NDArray[np.bool_]:
     """Detections whose place was seen again when even the slowest mover would have left it."""
-    pairs = cKDTree(_vectors(rows)).query_pairs(_chord(settings.stationary / 3600.0), output_type="ndarray")
+    tree = cKDTree(unit_vectors(rows["ra"], rows["dec"]))
+    pairs = tree.query_pairs(_chord(settings.stationary / 3600.0), output_type="ndarray")
     apart = np.abs(rows["jd"][pairs[:, 0]] - rows["jd"][pairs[:, 1]])
     static = pairs[apart > settings.stationary / 3600.0 / settings.min_rate]
     flags = np.zeros(len(rows), bool)
@@ -130,7 +127,7 @@ def repeated_places(rows: Table, settings: LinkSettings) -> NDArray[np.bool_]:
 def _partners(rows: Table, settings: LinkSettings) -> tuple[I64, I64]:
     """Pairs (earlier, later) whose rate, time and magnitudes are possible, sorted."""
     reach = _chord(settings.max_rate * settings.max_span)
-    xyz = _vectors(rows)
+    xyz = unit_vectors(rows["ra"], rows["dec"])
     pairs = cKDTree(xyz).query_pairs(reach, output_type="ndarray")
     first, second = pairs.min(axis=1), pairs.max(axis=1)  # rows are in order of time
     dt = rows["jd"][second] - rows["jd"][first]
@@ -223,7 +220,7 @@ def _moving(rows: Table, lines: list[_Line], settings: LinkSettings) -> list[_Li
     if not lines:
         return []
     members = np.unique(np.concatenate([line.members for line in lines]))
-    xyz = _vectors(rows)
+    xyz = unit_vectors(rows["ra"], rows["dec"])
     near = cKDTree(xyz).query_ball_point(xyz[members], _chord(0.5 * settings.stationary / 3600.0))
     # How long each member's place was occupied, by anything, at most: days from its own time.
     jd = rows["jd"]
