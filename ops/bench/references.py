@@ -406,6 +406,7 @@ def plot(measured: Sequence[Measured], noise: dict[int, float], path: Path) -> N
 
 
 def main() -> int:
+    """Measure, print the table, draw the plot; 1 if a row misses what was asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--field", default="normal")

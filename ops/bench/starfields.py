@@ -43,6 +43,7 @@ class Field:
 
 
 def plain_wcs(camera: Camera, ra, dec, angle=0.0, scale=1.0) -> WCS:
+    """A tangent projection about (ra, dec) deg, turned by ``angle`` (rad), its pixels ``scale`` times the camera's."""
     s = camera.pixel_scale / 3600 * scale
     c, w = np.cos(angle), np.sin(angle)
     wcs = WCS(naxis=2)
