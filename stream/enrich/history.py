@@ -110,11 +110,14 @@ def object_name(jd_year: int, candid: int, attempt: int = 0) -> str:
 
 
 def separation(ra1: float, dec1: float, ra2: float, dec2: float) -> float:
-    """Angle between two near places (deg in, arcsec out; haversine)."""
-    d1, d2 = math.radians(dec1), math.radians(dec2)
-    a = math.sin((d2 - d1) / 2) ** 2
-    a += math.cos(d1) * math.cos(d2) * math.sin(math.radians(ra2 - ra1) / 2) ** 2
-    return math.degrees(2 * math.asin(min(1.0, math.sqrt(a)))) * 3600.0
+    """Angle between two near places (deg in, arcsec out; haversine).
+
+    Operation by operation what the script in Redis does, so that a place at the rim of a radius is inside for both.
+    """
+    rad = math.pi / 180
+    a = math.sin((dec2 - dec1) * rad / 2) ** 2
+    a += math.cos(dec1 * rad) * math.cos(dec2 * rad) * math.sin((ra2 - ra1) * rad / 2) ** 2
+    return 2 * math.asin(min(1.0, math.sqrt(a))) / rad * 3600.0
 
 
 def nearest_object(ra: float, dec: float, known: Iterable[tuple[str, float, float]]) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import redis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from services import whole_state
 from test_history import PRV_FIELDS, batch_at, report
@@ -78,6 +78,7 @@ def test_two_processes_that_meet_the_same_objects_at_once_name_each_once(redis_u
 
 
 @given(st.lists(st.tuples(st.floats(-4, 4), st.floats(-4, 4)), min_size=1, max_size=12), st.floats(-89, 89))
+@example([(0.0, 0.0), (0.0, 3.0)], 1.25)  # at the rim of the radius but for rounding
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_both_memories_decide_alike(redis_url: str, offsets: list[tuple[float, float]], dec: float) -> None:
     client = redis.Redis.from_url(redis_url)
