@@ -59,21 +59,6 @@ def make_cache(reference: Reference, config: MatchConfig | None = None) -> Refer
     )
 
 
-_KEPT: list[tuple[Reference, ReferenceCache]] = []
-_MOST_KEPT = 2  # of 100 MB each: a worker of one readout channel meets one reference again and again
-
-
-def kept_cache(reference: Reference) -> ReferenceCache:
-    """The record of a reference, remembered while the same object comes again."""
-    for known, cache in _KEPT:
-        if known is reference:
-            return cache
-    cache = make_cache(reference)
-    _KEPT.insert(0, (reference, cache))
-    del _KEPT[_MOST_KEPT:]
-    return cache
-
-
 def reference_gain(reference: Reference, science_gain: float) -> float:
     """e-/DN of a reference: its own word, else that of so many averaged exposures."""
     return float(reference.qa.get("gain", science_gain * max(reference.n_frames, 1)))

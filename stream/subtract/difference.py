@@ -15,12 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stream.core.errors import SubtractionError
 from stream.core.pixelmap import PixelMap
-from stream.core.records import F32, Difference, Reference, ScienceImage
+from stream.core.records import F32, Difference, PlacePsf, Reference, ScienceImage
 from stream.subtract.background import settle
-from stream.subtract.cache import ReferenceCache, kept_cache
+from stream.subtract.cache import ReferenceCache, make_cache
 from stream.subtract.floor import apply_floor, excess_noise
 from stream.subtract.kernels import difference_psf, fwhm_of, make_kernels, psfs_of, reference_transfer
 from stream.subtract.match import Match, MatchConfig, match_sources
@@ -55,7 +56,7 @@ def subtract(
         Any pointing; where it does not cover the science image the difference is NaN.
     config : SubtractConfig, optional
     cache : ReferenceCache, optional
-        Of this reference (``make_cache``); made here where missing, and kept while the same reference comes again.
+        Of this reference (``make_cache``); made here where missing.
 
     Returns
     -------
@@ -82,24 +83,9 @@ def subtract(
     proper = subtract_planes(planes, kernels, _errors(match, shape, config))
     sigma = _sigma(planes, kernels.gain_new, kernels.gain_reference)
     blank = plain_growth(ready.unusable, ready.hits, config.grow, config.grow_hits)
-    data, score, scorr = proper.difference, proper.score, proper.scorr
-    settle(data, sigma, score, scorr, blank, float(kernels.psf.sum()), config.background_cell)
-    apply_floor(scorr, sigma, excess_noise(scorr))
+    images = proper.difference, sigma, proper.score, proper.scorr
     psf = difference_psf(science.psf, kernels, shape)
-    centre = psf.stamp((shape[1] - 1) / 2, (shape[0] - 1) / 2)
-    return Difference(
-        data=data,
-        scorr=scorr,
-        score=score,
-        sigma=sigma,
-        psf=psf,
-        fwhm=fwhm_of(centre),
-        reference=ready.template,
-        mask=ready.mask,
-        flux_scale=match.flux_scale,
-        registration_rms=match.rms,
-        diffmaglim=limiting_magnitude(sigma, centre, science.zeropoint.magzp),
-    )
+    return finish(science, made, images, psf, float(kernels.psf.sum()), blank, config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +102,7 @@ class Front:
 def front(science: ScienceImage, reference: Reference, config: SubtractConfig, cache: ReferenceCache | None) -> Front:
     """Steps 1 and 2; ``SubtractionError`` where there is nothing to subtract."""
     if cache is None or cache.version != reference.version:
-        cache = kept_cache(reference)
+        cache = make_cache(reference)
     pixel_map = PixelMap.between(science.astrometry.wcs, science.data.shape, reference.wcs)
     _require_overlap(reference, pixel_map, config)
     match = match_sources(science, reference, pixel_map, config.match, cache.clean)
@@ -125,6 +111,36 @@ def front(science: ScienceImage, reference: Reference, config: SubtractConfig, c
     if float(np.isfinite(ready.template).mean()) < config.min_overlap:
         raise SubtractionError("the reference has no usable pixel on the science image", rfid=reference.rfid)
     return Front(match, pixel_map, ready, cache.typical)
+
+
+def finish(
+    science: ScienceImage,
+    made: Front,
+    images: tuple[F32, F32, F32, F32],
+    psf: PlacePsf,
+    psf_sum: float,
+    blank: NDArray[np.bool_],
+    config: SubtractConfig,
+) -> Difference:
+    """Steps 4 and 5, in place, on D, its sigma, S and S_corr (``psf_sum``: see ``settle``): how every method ends."""
+    data, sigma, score, scorr = images
+    ny, nx = data.shape
+    centre = psf.stamp((nx - 1) / 2, (ny - 1) / 2)
+    settle(data, sigma, score, scorr, blank, psf_sum, config.background_cell)
+    apply_floor(scorr, sigma, excess_noise(scorr))
+    return Difference(
+        data=data,
+        scorr=scorr,
+        score=score,
+        sigma=sigma,
+        psf=psf,
+        fwhm=fwhm_of(centre),
+        reference=made.ready.template,
+        mask=made.ready.mask,
+        flux_scale=made.match.flux_scale,
+        registration_rms=made.match.rms,
+        diffmaglim=limiting_magnitude(sigma, centre, science.zeropoint.magzp),
+    )
 
 
 def _require_overlap(reference: Reference, pixel_map: PixelMap, config: SubtractConfig) -> None:

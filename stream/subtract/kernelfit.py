@@ -19,11 +19,9 @@ from stream.core.errors import SubtractionError
 from stream.core.flags import BAD_BITS
 from stream.core.psf import polynomial_terms
 from stream.core.records import F32, Difference, Reference, ScienceImage
-from stream.subtract.background import settle
 from stream.subtract.cache import ReferenceCache
-from stream.subtract.difference import SubtractConfig, front, limiting_magnitude
-from stream.subtract.floor import apply_floor, excess_noise
-from stream.subtract.kernels import WORK, DifferencePsf, fwhm_of, psfs_of
+from stream.subtract.difference import SubtractConfig, finish, front
+from stream.subtract.kernels import WORK, DifferencePsf, psfs_of
 from stream.subtract.match import MatchConfig, clean_stars
 from stream.subtract.prepare import plain_growth
 
@@ -98,21 +96,7 @@ def subtract_by_kernel(
     psf = _psf(psfs.new if forward else psfs.reference, (psfs.x, psfs.y), shape)
     centre = psf.stamp((shape[1] - 1) / 2, (shape[0] - 1) / 2)
     score, scorr = _scores(data, variances, middle, centre)
-    settle(data, sigma, score, scorr, blank, float(centre.sum()), config.background_cell)
-    apply_floor(scorr, sigma, excess_noise(scorr))
-    return Difference(
-        data=data,
-        scorr=scorr,
-        score=score,
-        sigma=sigma,
-        psf=psf,
-        fwhm=fwhm_of(centre),
-        reference=ready.template,
-        mask=ready.mask,
-        flux_scale=made.match.flux_scale,
-        registration_rms=made.match.rms,
-        diffmaglim=limiting_magnitude(sigma, centre, science.zeropoint.magzp),
-    )
+    return finish(science, made, (data, sigma, score, scorr), psf, float(centre.sum()), blank, config)
 
 
 def _stars(science: ScienceImage, blank: NDArray[np.bool_], config: MatchConfig) -> tuple[NDArray[np.int64], ...]:
