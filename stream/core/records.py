@@ -30,6 +30,9 @@ from stream.core.instrument import InstrumentModel as InstrumentModel
 from stream.core.instrument import PixelMask as PixelMask
 from stream.core.instrument import Row as Row
 from stream.core.instrument import Sightings as Sightings
+from stream.core.messages import BatchItem as BatchItem
+from stream.core.messages import CandidateBatch as CandidateBatch
+from stream.core.messages import Tracklet as Tracklet
 from stream.core.report import QuadrantReport as QuadrantReport
 from stream.core.report import Status as Status
 from stream.core.tables import APERTURE_DIAMETERS as APERTURE_DIAMETERS
@@ -480,59 +483,3 @@ class QuadrantInputs(Protocol):
     def prepared(self, reference: Reference, make: Callable[[Reference], V]) -> V:
         """What ``make``, a pure function, makes of a reference: remembered by its version as long as memory allows."""
         ...
-
-
-@dataclass(slots=True)
-class BatchItem:
-    """One candidate on its way through score, enrich and emit.
-
-    ``candidate`` has the names of ``ztf.alert.candidate``, ``extension`` those of ``ztf.alert.zsds``;
-    ``cutouts`` are the gzip FITS bytes of science, template, difference. The last three are None until
-    ``enrich`` fills them.
-    """
-
-    candidate: Row
-    extension: Row
-    cutouts: tuple[bytes, bytes, bytes]
-    object_id: str | None = None
-    prv_candidates: list[Row] | None = None
-    fp_hists: list[Row] | None = None
-    rejected: str | None = None  # why it is not sent; only on `ztf.rejected`
-
-
-@dataclass(slots=True)
-class CandidateBatch:
-    """The sent candidates of one quadrant (or one of ``n_chunks`` parts of them, beyond the message size limit)."""
-
-    name: str  # Quadrant.name
-    pid: int
-    field: int
-    fid: int
-    rcid: int
-    programid: int
-    jd: float
-    jd_mid: float
-    exptime: float
-    chunk: int
-    n_chunks: int
-    items: list[BatchItem] = dataclasses.field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Tracklet:
-    """Detections of one night on one line at constant speed: a moving object.
-
-    ``trackid`` is deterministic: the smallest candid of its members. ``rate`` deg/day, ``position_angle`` deg
-    east of north, ``ra``/``dec`` deg at ``jd`` (mid-exposure of the first detection), ``rms`` arcsec.
-    """
-
-    trackid: int
-    candids: tuple[int, ...]
-    jd: float
-    ra: float
-    dec: float
-    rate: float
-    position_angle: float
-    rms: float
-    mag: float
-    night: str
