@@ -164,7 +164,7 @@ def waiting(settings: Settings, file: TopicsFile) -> dict[str, int]:
     admin = make_admin(settings)
     names = admin.list_topics(timeout=15.0).topics
     nightly = [name for name in names if (spec := file.spec_of(name)) is not None and spec.nightly]
-    return lags(admin, stage_work(settings, nightly))
+    return lags(settings, stage_work(settings, nightly), admin)
 
 
 def summary(manifest: Row) -> dict[str, Any]:

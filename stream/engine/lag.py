@@ -9,9 +9,10 @@ from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from stream.engine.config import Settings
-from stream.engine.kafka import make_admin, translated
+from stream.engine.kafka import make_admin, read_to_end, translated
 
 _TIMEOUT = 15.0
+_MARKERS_AT_MOST = 32  # offsets in a row that may be markers of transactions only: as many as there are producers
 _Ends = dict[tuple[str, int], tuple[int, int]]  # (topic, partition) -> first offset, the one after the last
 
 
@@ -38,12 +39,14 @@ def stage_work(settings: Settings, nightly: Sequence[str] = ()) -> dict[str, Wor
     }
 
 
-def lags(admin: AdminClient, stages: Mapping[str, Work]) -> dict[str, int]:
+def lags(settings: Settings, stages: Mapping[str, Work], admin: AdminClient | None = None) -> dict[str, int]:
     """Messages that each stage has not finished, in three rounds of questions; a topic that does not exist counts 0.
 
-    A transaction ends with a marker that takes up an offset and is no message; the last one stays behind the group
-    until more comes, and is not counted.
+    A transaction ends with a marker that takes up an offset and is no message. Markers after the last message stay
+    behind the group until more comes: one, or several where transactions of several producers overlapped or one was
+    aborted. What could be markers only is therefore read; a long lag is counted as it is, but for the last marker.
     """
+    admin = make_admin(settings) if admin is None else admin
     with translated("looking at topics"):
         metadata = admin.list_topics(timeout=_TIMEOUT).topics
     topics = sorted({topic for work in stages.values() for topic in work.topics if topic in metadata})
@@ -52,8 +55,20 @@ def lags(admin: AdminClient, stages: Mapping[str, Work]) -> dict[str, int]:
     found = {}
     for name, work in stages.items():
         left = _behind(admin, work.group, [p for p in places if p.topic in work.topics], ends)
-        found[name] = sum(max(0, count - work.transactional) for count in left.values())
+        found[name] = _messages(settings, left, ends) if work.transactional else sum(left.values())
     return found
+
+
+def _messages(settings: Settings, left: Mapping[tuple[str, int], int], ends: _Ends) -> int:
+    """Messages among so many last offsets of partitions written in transactions."""
+    read: dict[str, dict[int, int]] = {}
+    counted = 0
+    for (topic, partition), count in left.items():
+        short = 1 < count <= _MARKERS_AT_MOST
+        read.setdefault(topic, {})[partition] = ends[topic, partition][1] - (count if short else 0)
+        counted += 0 if short else max(0, count - 1)
+    starts = {topic: begin for topic, begin in read.items() if any(ends[topic, p][1] > at for p, at in begin.items())}
+    return counted + sum(1 for _ in read_to_end(settings, starts, "lag")) if starts else counted
 
 
 def behind(admin: AdminClient, group: str, places: Sequence[TopicPartition]) -> dict[tuple[str, int], int]:
@@ -93,5 +108,4 @@ def _committed(admin: AdminClient, group: str, places: Sequence[TopicPartition])
 
 def group_lag(settings: Settings, group: str, topic: str, *, transactional: bool = False) -> int:
     """Messages of one topic that a group has not finished, see :func:`lags`."""
-    admin = make_admin(settings)
-    return lags(admin, {group: Work(group, (topic,), transactional)})[group]
+    return lags(settings, {group: Work(group, (topic,), transactional)})[group]

@@ -67,7 +67,7 @@ def streamed(system: System) -> Streamed:
     ingested = [system.call("ingest", first, "--json")]
     system.until("the first exposure", lambda g: len(g.reports) == 4)
     system.settled()
-    wait(lambda: not lagging(system))
+    wait_for_stages(system)
     client = connect(system.settings)
     before = dump(client, *PASSING)
     client.flushall()
@@ -100,16 +100,24 @@ def streamed(system: System) -> Streamed:
 PASSING = ("alive:", "attempt:", "ztf:ingested:", "ztf:generation", "ztf:mon:ledgers")
 
 
-def lagging(system: System) -> set[str]:
-    """Groups that have not finished their topics."""
+def wait_for_stages(system: System) -> None:
+    """Wait until every stage has finished its topic; fails with those that have not."""
+    deadline = time.monotonic() + PATIENCE
+    while left := lagging(system):
+        assert time.monotonic() < deadline, f"not finished within {PATIENCE:.0f} s: {left}"
+        time.sleep(0.1)
+
+
+def lagging(system: System) -> dict[str, int]:
+    """Messages that groups have not finished, of those that have any."""
     topics = {"score": "ztf.candidates", "enrich": "ztf.scored", "link": "ztf.scored", "emit": "ztf.enriched",
               "monitor": "ztf.quadrants"}  # fmt: skip
     written = ("ztf.candidates", "ztf.quadrants")  # in transactions
-    return {
-        name
+    left = {
+        name: group_lag(system.settings, f"ztf-{name}", topic, transactional=topic in written)
         for name, topic in topics.items()
-        if group_lag(system.settings, f"ztf-{name}", topic, transactional=topic in written)
     }
+    return {name: count for name, count in left.items() if count}
 
 
 def kill_in_the_middle(system: System, beginning: int, dead: Collection[int] = ()) -> Kill:

@@ -8,6 +8,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from stream.core.errors import BrokerUnavailable, MessageError
+from stream.engine.config import Settings
 from stream.engine.kafka import Fenced, ends_of, translated
 from stream.engine.lag import Work, lags
 
@@ -55,6 +56,6 @@ class Silent:
 def test_lag_without_an_answer_says_so(monkeypatch):
     monkeypatch.setattr("stream.engine.lag._TIMEOUT", 0.01)
     with pytest.raises(BrokerUnavailable, match="no answer in time"):
-        lags(Silent(["t"]), {"stage": Work("group", ("t",))})
+        lags(Settings(), {"stage": Work("group", ("t",))}, Silent(["t"]))
     with pytest.raises(BrokerUnavailable, match="no answer in time"):
         ends_of(Silent(["t"]), ["t"], timeout=0.01)

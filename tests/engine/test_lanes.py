@@ -11,7 +11,7 @@ from engine_helpers import in_thread, send, values_of, wait
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.engine.kafka import OutMessage, RawMessage, Sender, make_admin, make_producer, read_to_end
+from stream.engine.kafka import OutMessage, RawMessage, Sender, make_producer, read_to_end
 from stream.engine.lag import Work, lags
 from stream.engine.lanes import MOVED, Lanes, Policy, steps_aside
 from stream.engine.pixel_worker import PixelWorker
@@ -89,8 +89,8 @@ def test_newest_first_then_the_backlog_oldest_first_and_new_ones_before_it(hasty
     assert Counter(values_of(hasty, target)) == Counter(done)
     moved = list(read_to_end(hasty, {backlog: {}}, "test"))
     assert [m.header(MOVED) for m in moved] == [f"{source}[0]@{k}" for k in range(6)]
-    admin, group = make_admin(hasty), hasty.group("pixels")
-    assert lags(admin, {"raw": Work(group, (source,)), "backlog": Work(group, (backlog,), True)}) == {
+    group = hasty.group("pixels")
+    assert lags(hasty, {"raw": Work(group, (source,)), "backlog": Work(group, (backlog,), True)}) == {
         "raw": 0, "backlog": 0
     }  # fmt: skip
 
