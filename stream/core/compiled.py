@@ -1,0 +1,25 @@
+"""Loops over pixels that numpy can only do in many passes over memory, compiled once by numba.
+
+For what a profile names and nothing else: the start of a worker pays for every kernel, even if only by reading it from
+the cache. A kernel takes C-contiguous arrays, always of the same dtypes (each combination is compiled anew), makes no
+array it is not asked for, and gives the same bits on every run: no threads, no ``fastmath``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def compiled(function: F) -> F:
+    """The function as machine code, compiled at its first call and kept on disk for the next process.
+
+    The code lies beside the module (``__pycache__``), or in the user's cache folder where that cannot be written, or
+    where ``NUMBA_CACHE_DIR`` says. Division by zero gives inf or NaN, as in numpy; indices are not checked.
+    """
+    kernel: F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    return kernel
