@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import cache
 from typing import Any
@@ -35,7 +35,7 @@ from stream.core.records import (
     ZeroPoint,
 )
 
-PSF_CATALOG, APERTURE_CATALOG, PSF_MODEL = "PSF_CATALOG", "APERTURE_CATALOG", "PSF_MODEL"
+PSF_CATALOG, APERTURE_CATALOG, PSF_MODEL, PSF_ERROR = "PSF_CATALOG", "APERTURE_CATALOG", "PSF_MODEL", "PSF_ERROR"
 _POGSON = 2.5 / math.log(10.0)
 
 
@@ -117,7 +117,7 @@ def sources_of(psf: Table, aperture: Table | None = None) -> Table:
 
 
 def psf_model(psf: PsfModel) -> bytes:
-    """The ``PSF_MODEL`` extension: the oversampled grids of ``stream.core.psf``, exact."""
+    """The ``PSF_MODEL`` extension: the oversampled grids of ``stream.core.psf``, exact; and ``PSF_ERROR``, if known."""
     cards = {
         "OVERSAMP": (psf.oversample, "nodes per pixel"),
         "PSFDEG": (psf.degree, "degree of the polynomial in place"),
@@ -128,15 +128,19 @@ def psf_model(psf: PsfModel) -> bytes:
     }
     if math.isfinite(psf.flux_error):
         cards["PSFFLERR"] = (float(psf.flux_error), "relative error of fluxes by that of the model")
-    return fitsio.plain_hdu(psf.basis.astype(np.float32, copy=False), cards, PSF_MODEL)
+    model = fitsio.plain_hdu(psf.basis.astype(np.float32, copy=False), cards, PSF_MODEL)
+    if psf.error_map is None:
+        return model
+    return model + fitsio.plain_hdu(psf.error_map.astype(np.float32, copy=False), {}, PSF_ERROR)
 
 
-def read_psf_model(extension: fitsio.Extension) -> PsfModel:
-    """The PSF of a ``PSF_MODEL`` extension."""
-    h = extension.header
-    basis = np.asarray(extension.image(), np.float32)
+def read_psf_model(extensions: Mapping[str, fitsio.Extension]) -> PsfModel:
+    """The PSF of a file's ``PSF_MODEL`` and ``PSF_ERROR`` extensions."""
+    h = extensions[PSF_MODEL].header
+    basis = np.asarray(extensions[PSF_MODEL].image(), np.float32)
     fwhm, error = (float(h.get(key, float("nan"))) for key in ("PSFFWHM", "PSFFLERR"))
-    return PsfModel(basis, h["OVERSAMP"], h["PSFDEG"], (h["PSFNY"], h["PSFNX"]), fwhm, h["PSFSTARS"], error)
+    errors = np.asarray(extensions[PSF_ERROR].image(), np.float32) if PSF_ERROR in extensions else None
+    return PsfModel(basis, h["OVERSAMP"], h["PSFDEG"], (h["PSFNY"], h["PSFNX"]), fwhm, h["PSFSTARS"], error, errors)
 
 
 def by_name(data: bytes) -> dict[str, fitsio.Extension]:

@@ -295,7 +295,7 @@ def decode_reference(files: Mapping[str, bytes]) -> Reference:
             unc=np.asarray(unc.image(), np.float32),
             coverage=np.asarray(cover.image(), np.int16),
             wcs=WCS(h),
-            psf=catalogs.read_psf_model(tables[catalogs.PSF_MODEL]),
+            psf=catalogs.read_psf_model(tables),
             magzp=h["MAGZP"],
             sources=catalogs.sources_of(psf, aperture),
             jd_start=h["JDSTART"],

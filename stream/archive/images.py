@@ -264,7 +264,7 @@ def decode_science(files: Mapping[str, bytes]) -> ScienceImage:
             readnoise=h["READNOI"],
             saturate=h.get("SATURATE", float("inf")),
             background=Background(level, noise, h["SKYMED"], h["SKYSIG"]),
-            psf=catalogs.read_psf_model(tables[catalogs.PSF_MODEL]),
+            psf=catalogs.read_psf_model(tables),
             astrometry=Astrometry(
                 WCS(h),
                 rms[0],

@@ -93,6 +93,8 @@ class PsfModel:
     flux_error : float
         Relative 1-sigma error that the model's own error makes in the flux of a faint star, r.m.s. over the image;
         NaN: unknown.
+    error_map : ndarray, (k, k), float32, or None
+        The same by place: nodes spread evenly from the first to the last pixel of each axis, bilinear between them.
     """
 
     basis: NDArray[np.float32]
@@ -102,6 +104,7 @@ class PsfModel:
     fwhm: float
     n_stars: int = 0
     flux_error: float = float("nan")
+    error_map: NDArray[np.float32] | None = None
     _coefficients: NDArray[np.float32] = field(init=False, repr=False, compare=False)
     # Sum of each term's centred 25 x 25 stamp: the norm at a place is linear in the polynomial terms.
     _sums: NDArray[np.float64] = field(init=False, repr=False, compare=False)
@@ -145,6 +148,18 @@ class PsfModel:
         """The PSF at one place, centred on the middle pixel, (size, size), its 25 x 25 core summing to 1."""
         image: NDArray[np.float32] = self.stamps([x], [y], size, subpixel=False)[0]
         return image
+
+    def flux_error_at(self, x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
+        """Relative 1-sigma error (n,) that the model makes in a faint star's flux at places; NaN: unknown."""
+        xs, ys = (np.atleast_1d(np.asarray(v, float)) for v in (x, y))
+        if self.error_map is None:
+            return np.full(len(xs), self.flux_error)
+        n = len(self.error_map)
+        node = np.stack([ys, xs]) * (n - 1) / (np.array(self.shape)[:, None] - 1)
+        out: NDArray[np.float64] = ndimage.map_coordinates(
+            self.error_map.astype(np.float64), np.nan_to_num(node), order=1, mode="nearest"
+        )
+        return out
 
     def grids(self, x: ArrayLike, y: ArrayLike, size: int = STAMP) -> NDArray[np.float32]:
         """Spline coefficients of the normalised PSF at places, cut to what stamps of ``size`` px can reach.

@@ -28,6 +28,10 @@ MAX_SHIFT, MAX_STEP = 1.5, 0.5
 PLACE_PRIOR = 0.5
 # Below this part of the PSF's light on usable pixels there is nothing to fit.
 MIN_COVERAGE = 0.25
+# Part of a flux that its star repeats to at best, photons and PSF aside: pixels' response, brighter-fatter, the air.
+RESPONSE_ERROR = 0.001
+# The flux that a free place has gained is taken off as far as this S/N; below it nothing is a peak of its own.
+LEAST_GAIN_SNR = 3.0
 # Two sources on one place share its flux as they like; this part of a source's information keeps the sum solvable.
 RIDGE = 1e-3
 
@@ -98,7 +102,7 @@ def step_block(
     gain: float,
     *,
     move: bool = True,
-    errors: tuple[float, float] | None = None,
+    errors: tuple[float, F64] | None = None,
 ) -> None:
     """One Gauss-Newton step of flux and place for the sources of ``block``, in place.
 
@@ -113,7 +117,8 @@ def step_block(
         False: places stay, only fluxes are fitted.
     errors : (sky's covariance, PSF's flux error), optional
         Given in the last round: fill ``sigflux``, ``chi`` and ``sharp``; NaN flux where the PSF is hardly covered. The
-        first scales the sky's part of a flux's error, the second is a part of the flux (NaN: not known).
+        first scales the sky's part of a flux's error, the second (n,) is a part of the flux (NaN: not known). Places
+        that move settle where noise adds most: what that adds to the flux, error^2 / flux, is taken off.
     """
     rows = block.rows
     values, residual, noise, usable = windows
@@ -139,14 +144,27 @@ def step_block(
         _judge(fit, rows, psf, residual - change, weight, usable, after, fraction)
         information = np.maximum(np.einsum("ijk,ijk,ijk->i", weight, p, p), 1e-30)
         sky = np.einsum("ijk,ijk,ijk,ijk->i", weight, weight * noise, p, p, optimize=True) / information
-        spread = error**2 * (1 + (errors[0] ** 2 - 1) * sky) + (np.nan_to_num(errors[1]) * after) ** 2
+        part = np.nan_to_num(errors[1]) ** 2 + RESPONSE_ERROR**2
+        spread = error**2 * (1 + (errors[0] ** 2 - 1) * sky) + part * after**2
         fit.sigflux[rows] = np.where(np.isfinite(fit.chi[rows]), np.sqrt(spread), np.nan)
+        if move:
+            step[:, 0] -= place_gain(after, 1 / information)
     fit.flux[rows] = flux + step[:, 0]
     if move:
         fit.x[rows] = np.clip(x + step[:, 1], hx - MAX_SHIFT, hx + MAX_SHIFT)
         fit.y[rows] = np.clip(y + step[:, 2], hy - MAX_SHIFT, hy + MAX_SHIFT)
     if errors is not None:
         fit.flux[rows] = np.where(np.isfinite(fit.sigflux[rows]), fit.flux[rows], np.nan)
+
+
+def place_gain(flux: F64, variance: NDArray[np.floating]) -> F64:
+    """What fluxes (n,) of these variances gained because places were free (Portillo et al. 2020, AJ 159, 165).
+
+    The most likely place is where the noise adds most to the star. Each axis gains half of variance / flux: the noise
+    of the flux's slope over the curvature of the peak, both from the PSF's own slope.
+    """
+    safe = np.where(flux > 0, flux, 1.0)
+    return np.where(flux > 0, np.minimum(variance / safe, safe / LEAST_GAIN_SNR**2), 0.0)
 
 
 def _solve(

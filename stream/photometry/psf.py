@@ -38,6 +38,7 @@ TABLE_STEP = 1 / 256  # px, of the tabulated profiles
 PRIOR = 0.5
 PRIOR_VARIATION = 0.15
 GROWTH_RADII = (1.0, 1.5, 2.0, 2.5, 3.5)  # px, at which the first profile is chosen
+ERROR_NODES = 5  # a side, of the map of the model's own error: a polynomial of twice the model's degree
 BLOCK = 8  # stars whose equations fit into the processor's cache together
 # Pixels of a star's window that enter: those within 12.5 px, the reach of the products' stamp.
 _OFFSET = np.arange(STAMP * STAMP)
@@ -109,7 +110,7 @@ def build_psf(
     fwhm = float(np.median(model.widths(gx.ravel(), gy.ravel())))
     if not 0.8 < fwhm < 12:
         raise PhotometryError(f"the PSF came out with a FWHM of {fwhm:.2f} px: no stars", n_stars=len(sample))
-    return PsfModel(model.basis, model.oversample, model.degree, shape, fwhm, len(sample), model.flux_error)
+    return replace(model, fwhm=fwhm, n_stars=len(sample))
 
 
 def _require(n: int, n_detections: int) -> None:
@@ -330,25 +331,28 @@ def _solve(
         )
     coefficients, factor = _normal_solution(basis, gram, rhs, polynomial_terms(x, y, model.shape, degree))
     solved = _sample(profile, basis, coefficients, model.oversample, model.shape, degree, len(x))
-    return replace(solved, flux_error=_flux_error(solved, basis, factor))
+    errors = _flux_errors(solved, basis, factor)
+    share = np.convolve(np.ones(ERROR_NODES - 1), [0.5, 0.5]) / (ERROR_NODES - 1)  # of the image, of a row of nodes
+    mean = float(np.sqrt(share @ errors**2 @ share))
+    return replace(solved, flux_error=mean, error_map=errors.astype(np.float32))
 
 
-def _flux_error(model: PsfModel, basis: _Basis, factor: tuple[F64, bool]) -> float:
-    """Relative error of a faint star's flux from the coefficients' covariance, r.m.s. over a grid of places.
+def _flux_errors(model: PsfModel, basis: _Basis, factor: tuple[F64, bool]) -> F64:
+    """Relative error of a faint star's flux from the coefficients' covariance, on ERROR_NODES x ERROR_NODES places.
 
     A PSF P + dP gives the flux 1 - sum(P dP) / sum(P^2) + sum(dP) times the true one, the last because it is scaled to
     sum 1 again.
     """
     ny, nx = model.shape
-    gx, gy = (g.ravel() for g in np.meshgrid((np.arange(3) + 0.5) * nx / 3, (np.arange(3) + 0.5) * ny / 3))
+    gx, gy = (g.ravel() for g in np.meshgrid(*(np.linspace(0, n - 1, ERROR_NODES) for n in (nx, ny))))
     functions = _evaluate(basis, np.hypot(DISC_X, DISC_Y), np.arctan2(DISC_Y, DISC_X)).astype(float)
     stamps = model.stamps(gx, gy, subpixel=False).reshape(len(gx), -1)[:, DISC].astype(float)
     weighted = stamps @ functions / (stamps**2).sum(axis=1)[:, None]
     slope = functions.sum(axis=0) - weighted
     terms = polynomial_terms(gx, gy, model.shape, model.degree)
     change = (terms[:, :, None] * slope[:, None, :]).reshape(len(gx), -1)
-    variance = (change.T * linalg.cho_solve(factor, change.T, check_finite=False)).sum(axis=0)
-    return float(np.sqrt(variance.mean()))
+    variance: F64 = (change.T * linalg.cho_solve(factor, change.T, check_finite=False)).sum(axis=0)
+    return np.sqrt(variance).reshape(ERROR_NODES, ERROR_NODES)
 
 
 def _star_equations(

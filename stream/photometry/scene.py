@@ -91,12 +91,13 @@ def fit_scene(scene: Scene, fit: Fit, *, rounds: int = ROUNDS, move: bool = True
             np.copyto(residual, scene.image)
             subtract_models(residual, fit, crowded, scene, stamps)
         last = turn == rounds - 1
-        errors = (sky_covariance(scene, residual, fit), scene.psf.flux_error) if last else None
+        covariance = sky_covariance(scene, residual, fit) if last else 1.0
         for block, apart in [(b, True) for b in alone] + [(b, False) for b in together]:
             psf = stamps[block.rows, middle, middle], slopes[0][block.rows], slopes[1][block.rows]
             windows = _windows(scene, residual, fit, block.rows, size)
             if apart:
                 windows = windows[0], None, *windows[2:]
+            errors = (covariance, scene.psf.flux_error_at(fit.x[block.rows], fit.y[block.rows])) if last else None
             step_block(fit, block, psf, windows, scene.gain, move=move, errors=errors)
 
 

@@ -75,7 +75,8 @@ def sources(n: int = 40, seed: int = 5) -> np.ndarray:
 def varying_psf() -> PsfModel:
     flat = gaussian_psf(2.5, SHAPE)
     basis = np.concatenate([flat.basis, 0.01 * flat.basis, -0.02 * flat.basis])
-    return PsfModel(basis, flat.oversample, 1, SHAPE, 2.51, 33)
+    errors = np.linspace(1e-3, 3e-3, 9, dtype=np.float32).reshape(3, 3)
+    return PsfModel(basis, flat.oversample, 1, SHAPE, 2.51, 33, 2e-3, errors)
 
 
 def science(q: Quadrant | None = None, seed: int = 1) -> ScienceImage:

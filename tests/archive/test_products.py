@@ -57,6 +57,8 @@ def test_science_image_comes_back(store: ProductStore) -> None:
     np.testing.assert_allclose(back.background.level[inner], sent.background.level[inner], atol=0.01)
     np.testing.assert_array_equal(back.psf.basis, sent.psf.basis)
     assert (back.psf.oversample, back.psf.degree, back.psf.shape) == (2, 1, samples.SHAPE)
+    np.testing.assert_array_equal(back.psf.error_map, sent.psf.error_map)
+    assert back.psf.flux_error == sent.psf.flux_error
     assert back.zeropoint == sent.zeropoint
     np.testing.assert_allclose(places(back.astrometry.wcs), places(sent.astrometry.wcs), rtol=0, atol=1e-9)
     assert back.astrometry.rms_ra == pytest.approx(0.031, rel=1e-6)

@@ -191,6 +191,19 @@ def test_the_model_knows_its_own_flux_error() -> None:
     assert build_psf(*args, GAIN, READNOISE, SATURATE).flux_error < 0.5 * np.mean(said)
 
 
+def test_the_error_is_larger_where_no_star_was() -> None:
+    """Stars on the left only: on the right the model is a guess, and says so."""
+    truth = make_truth(2.2, (420, 420), n=160, seed=67, flux=(3000.0, 20_000.0))
+    left = truth.detections[truth.detections["x"] < 210]
+    model = build_psf(truth.data, truth.background, left, truth.mask, GAIN, READNOISE, SATURATE)
+    assert model.degree > 0
+    near, far = model.flux_error_at([60, 415], [210, 210])
+    assert far > 2 * near
+    axis = np.linspace(3, 416, 60)
+    everywhere = model.flux_error_at(*(g.ravel() for g in np.meshgrid(axis, axis)))
+    assert np.sqrt((everywhere**2).mean()) == pytest.approx(model.flux_error, rel=0.1)
+
+
 def test_the_documented_recipe_gives_the_same_stamp(tmp_path: Path) -> None:
     """docs/psf.md's reader, which needs nothing of ours, against the model."""
     page = (Path(__file__).parents[2] / "docs" / "psf.md").read_text()

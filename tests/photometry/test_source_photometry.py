@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from photometry_truth import GAIN, READNOISE, SATURATE, SKY, Truth, make_truth
+from photometry_truth import GAIN, READNOISE, SATURATE, SKY, Truth, make_truth, true_psf
 from photutils.aperture import CircularAperture, aperture_photometry
 from scipy.spatial import cKDTree
 from synthetic import add_noise, paint
@@ -12,7 +12,7 @@ from synthetic import add_noise, paint
 from stream.core.errors import PhotometryError
 from stream.core.flags import SOURCE_BITS, Mask
 from stream.core.psf import gaussian_psf
-from stream.core.records import APERTURE_DIAMETERS, DETECTION_DTYPE, SOURCE_DTYPE, Table
+from stream.core.records import APERTURE_DIAMETERS, DETECTION_DTYPE, SOURCE_DTYPE, Background, Table
 from stream.photometry import (
     Fit,
     Scene,
@@ -67,6 +67,31 @@ def test_fluxes_and_their_errors_are_true(fwhm: float) -> None:
     assert abs(np.median(pull)) < 0.2
     assert np.median(ratio) == pytest.approx(1, abs=0.005)
     assert spread(ratio) < 0.012
+
+
+def test_free_places_do_not_make_faint_stars_brighter() -> None:
+    """All stars of a known S/N are fitted from their true places, found or not, so that nothing selects them."""
+    shape, snr = (600, 600), 7.0
+    psf = true_psf(2.2, shape, 0.0)
+    area = 1 / (psf.stamp(300, 300).astype(float) ** 2).sum()
+    noise = area * (SKY / GAIN + (READNOISE / GAIN) ** 2)
+    flux = np.full(25 * 25, (snr**2 / GAIN + np.sqrt((snr**2 / GAIN) ** 2 + 4 * snr**2 * noise)) / 2)
+    pulls, gained = [], []
+    for seed in (51, 52, 53, 54):
+        rng = np.random.default_rng(seed)
+        x, y = (g.ravel() + rng.uniform(-2, 2, len(flux)) for g in np.meshgrid(*[np.linspace(15, 585, 25)] * 2))
+        data = add_noise(paint(shape, x, y, flux, psf, 25), SKY, GAIN, READNOISE, seed)
+        image, level = data - np.float32(SKY), np.full(shape, SKY, np.float32)
+        rms = float(np.sqrt(SKY / GAIN + (READNOISE / GAIN) ** 2))
+        sky = Background(level, np.full(shape, rms, np.float32), SKY, rms)
+        for move, out in ((True, pulls), (False, gained)):
+            fit = Fit.start(x, y, flux)
+            fit_scene(Scene(image, np.zeros(shape, bool), sky, psf, GAIN, READNOISE), fit, move=move)
+            out.append((fit.flux - flux) / fit.sigflux)
+    free, fixed = np.concatenate(pulls), np.concatenate(gained)
+    # The same pixels with and without freedom: what is common to both is the sample's own noise.
+    assert abs((free - fixed).mean()) < 0.3 / snr
+    assert spread(free) == pytest.approx(1, abs=0.06)
 
 
 def test_known_psf_reaches_the_noise_limit() -> None:
