@@ -5,8 +5,9 @@ DN, about sharp bright ones by some per cent of their peaks, and widens all of t
 has a defect, the mean of the others has another PSF, so that a bad column dithered through a star leaves its mark.
 Therefore every input's stars, as its own photometry and PSF have them, are subtracted, only the rest is interpolated
 and clipped, and the stars' models are averaged on the new grid over all inputs that saw their place. The rest keeps
-what the models get wrong. All inputs have the same list of stars: what half of them measured; who lacks one takes it
-from the others. So an asteroid, a "star" of one input, stays in that input's rest and is clipped there.
+what the models get wrong. All inputs have the same list of stars: what half of them measured; who lacks one, or has
+it much fainter or brighter, takes what the others agree on. So an asteroid, a "star" of one input, stays in that
+input's rest and is clipped there.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ EXCLUDED_BITS = int(Mask.TRACK | Mask.NOISY | Mask.SPIKE | Mask.DEAD | Mask.NAN 
 # kernel does to their shape is far below the noise. Were only the brightest spared it, the PSF would depend on flux.
 MODELLED_PEAK = 5.0
 SAME_STAR = 1.5  # px, on the reference's grid
+# An input's own star agrees with the others' to this share of its flux, which the clipping allows seeing to change
+# (``CombineConfig.signal``), and to this many px: what is off by less is not clipped.
+SAME_FLUX, SAME_PLACE = 0.3, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,28 +166,43 @@ def make_layers(
 def common_stars(inputs: Sequence[Input], wcs: WCS) -> list[tuple[list[Star], list[Star]]]:
     """For every input the same stars, twice: in its own px and DN, and in the reference's.
 
-    Stars are what half of the inputs have, and two at least. Each input's own measurement where it has one; else the
-    place and flux that the first other input has.
+    Stars are what half of the inputs have, and two at least; places and fluxes the medians of theirs. An input has
+    its own where they agree with those; where it has none, or one that is off (two stars that one input takes for
+    one, a fit gone wrong), the common ones. Else its rest would be off by whole stars, be clipped, and the light of
+    the wrong model be left in the mean.
     """
     inputs = [_unsaturated(one) if one.early else one for one in inputs]
     own = [_carried(one.stars, one.astrometry, wcs, one.scale) for one in inputs]
     everything = np.zeros((0, 3))
     for mine in own:
-        everything = np.concatenate([everything, mine[_missing(mine, everything)]])
-    count = np.sum([~_missing(everything, mine) for mine in own], axis=0)
-    everything = everything[count >= max(len(inputs) / 2, min(2, len(inputs)))]
+        _, found = _pairs(everything, mine)
+        everything = np.concatenate([everything, np.delete(mine, found, axis=0)])
+    everything = _agreed(everything, own, max(len(inputs) / 2, min(2, len(inputs))))
     lists = []
     for one, mine in zip(inputs, own, strict=True):
-        kept = ~_missing(mine, everything)
-        lent = everything[_missing(everything, mine)]
+        rows, found = _pairs(everything, mine)
+        theirs = everything[rows]
+        off = np.abs(mine[found, 2] - theirs[:, 2]) > SAME_FLUX * theirs[:, 2]
+        off |= np.hypot(*(mine[found, :2] - theirs[:, :2]).T) > SAME_PLACE
+        rows, found = rows[~off], found[~off]
+        lent = np.delete(everything, rows, axis=0)
         x, y = _seen_at(lent, wcs, one.astrometry)
         reached = np.isfinite(x) & np.isfinite(y)
         borrowed = np.column_stack([x, y, lent[:, 2] / one.scale])[reached]
-        there = [star for star, common in zip(one.stars, kept.tolist(), strict=True) if common]
-        there += [Star(*row) for row in borrowed.tolist()]
-        here = [Star(*row) for row in (*mine[kept].tolist(), *lent[reached].tolist())]
+        there = [one.stars[k] for k in found.tolist()] + [Star(*row) for row in borrowed.tolist()]
+        here = [Star(*row) for row in (*mine[found].tolist(), *lent[reached].tolist())]
         lists.append((there, here))
     return lists
+
+
+def _agreed(everything: F64, own: Sequence[F64], least: float) -> F64:
+    """Of stars (rows of x, y, flux) those that so many inputs have, with the medians of what these have."""
+    seen = np.full((len(own), *everything.shape), np.nan)
+    for k, mine in enumerate(own):
+        rows, found = _pairs(everything, mine)
+        seen[k, rows] = mine[found]
+    enough = np.isfinite(seen[..., 0]).sum(axis=0) >= least
+    return np.asarray(np.nanmedian(seen[:, enough], axis=0))
 
 
 def _unsaturated(one: Input) -> Input:
@@ -213,11 +232,14 @@ def _seen_at(stars: F64, wcs: WCS, astrometry: Astrometry) -> tuple[F64, F64]:
     return pixel_of(astrometry, *wcs.all_pix2world(stars[:, 0], stars[:, 1], 0))
 
 
-def _missing(stars: F64, others: F64) -> B1:
-    """Which of the stars (rows of x, y, flux) have none of the others within ``SAME_STAR``."""
+def _pairs(stars: F64, others: F64) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows (of x, y, ...) of two lists that are each other's nearest, within ``SAME_STAR``."""
     if len(stars) == 0 or len(others) == 0:
-        return np.ones(len(stars), bool)
-    return np.asarray(cKDTree(others[:, :2]).query(stars[:, :2])[0] > SAME_STAR)
+        return np.zeros(0, np.intp), np.zeros(0, np.intp)
+    distance, nearest = cKDTree(others[:, :2]).query(stars[:, :2])
+    back = cKDTree(stars[:, :2]).query(others[:, :2])[1]
+    rows = np.flatnonzero((distance <= SAME_STAR) & (back[nearest] == np.arange(len(stars))))
+    return rows, np.asarray(nearest[rows], np.intp)
 
 
 def _carried(stars: Sequence[Star], astrometry: Astrometry, wcs: WCS, scale: float) -> F64:

@@ -345,6 +345,21 @@ def test_an_asteroid_that_photometry_took_for_a_star_goes(sky: tuple) -> None:  
     assert abs(np.nanmean(left)) < 0.8 * np.nanmedian(reference.unc)
 
 
+def test_a_fit_gone_wrong_in_one_input_leaves_no_light(images: list[ScienceImage], reference: Reference) -> None:
+    """Blends come out as two stars or one, and now and then as one with a hundred times their light."""
+    wild = images[2].sources.copy()
+    rows = np.argsort(wild["flux"])[-40::8]
+    wild["flux"][rows] *= np.array([100.0, 10.0, 3.0, 0.1, 0.5], np.float32)
+    hurt = [*images[:2], dataclasses.replace(images[2], sources=wild), *images[3:]]
+    built = build_reference(hurt, None, (reference.wcs, (reference.data.shape[0], reference.data.shape[1])))
+    x, y = world_to_pixel(built.wcs, *images[2].astrometry.wcs.all_pix2world(wild["x"][rows], wild["y"][rows], 0))
+    for px, py in zip(np.rint(x).astype(int), np.rint(y).astype(int), strict=True):
+        box = np.s_[py - 4 : py + 5, px - 4 : px + 5]
+        light = np.nansum(reference.data[box])
+        assert light > 1000
+        assert abs(np.nansum(built.data[box]) - light) < 0.02 * light
+
+
 def test_a_long_exposure_among_short_ones_counts_for_what_it_is(sky: tuple) -> None:  # type: ignore[type-arg]
     """Ten times as long: it saturates at a tenth, and has the others' weight three times elsewhere."""
     ra, dec, flux = sky
