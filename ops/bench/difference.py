@@ -55,7 +55,7 @@ REPEATS = 3
 # Functions whose time is a step's, where the subtraction looks them up.
 STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
     "resampling": (
-        (PixelMap, "full"), (preparing, "flags_on"), (preparing, "resample_bridged"), (preparing, "resample_smooth"),
+        (PixelMap, "nodes"), (preparing, "resample_bridged"), (preparing, "carry"),
     ),
     "ZOGY": ((differencing, "subtract_planes"),),
     "kernels": tuple(

@@ -9,14 +9,73 @@ from astropy.wcs import WCS
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import RectBivariateSpline, make_interp_spline
 
+from stream.core.lanczos import NODE, SEGMENT
+
 F32 = NDArray[np.float32]
 
 
-def _spline_matrix(n: int, knots: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, n_knots) matrix that evaluates at 0..n-1 the interpolating cubic spline of values given at the knots."""
+def _spline_matrix(places: NDArray[np.int64], knots: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, n_knots) matrix that evaluates at places (n,) the interpolating cubic spline of values given at the knots."""
     spline = make_interp_spline(knots, np.eye(len(knots)), k=min(3, len(knots) - 1))
-    matrix: NDArray[np.float64] = spline(np.arange(n))
+    matrix: NDArray[np.float64] = spline(places)
     return matrix
+
+
+def _node_columns(nx: int) -> NDArray[np.int64]:
+    """Every ``NODE``-th column, to the end of the last whole segment."""
+    return np.arange(0, -(-nx // SEGMENT) * SEGMENT + 1, NODE)
+
+
+@dataclass(frozen=True, slots=True)
+class MapNodes:
+    """A map between two grids at every row and every ``NODE``-th column of the target, straight in between.
+
+    ``shift_y``, ``shift_x`` (ny, n_nodes) float32 px: source minus target place; the target has ``shape``. NaN: no
+    place.
+    """
+
+    shift_y: F32
+    shift_x: F32
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, map_y: F32, map_x: F32) -> MapNodes:
+        """Of full maps (ny, nx) of source places; straight on beyond their last column."""
+        ny, nx = map_y.shape
+        columns = _node_columns(nx)
+        inside = np.minimum(columns, nx - 1)
+        moved = []
+        for full, index in ((map_y, np.arange(ny)[:, None]), (map_x, inside)):
+            shift = full[:, inside].astype(np.float64) - index
+            before = max(nx - 1 - NODE, 0)
+            last = full[:, -1].astype(np.float64) - full[:, before] - (0 if full is map_y else nx - 1 - before)
+            shift += (columns - inside) * (last / max(nx - 1 - before, 1))[:, None]
+            moved.append(shift.astype(np.float32))
+        return cls(moved[0], moved[1], (ny, nx))
+
+    @property
+    def reaches(self) -> bool:
+        """Whether every place is known."""
+        return bool(np.isfinite(self.shift_y).all() and np.isfinite(self.shift_x).all())
+
+    def area(self) -> F32:
+        """Source pixels per target pixel at the nodes."""
+        yy, yx = np.gradient(self.shift_y)
+        xy, xx = np.gradient(self.shift_x)
+        step = np.float32(NODE)
+        out: F32 = np.abs((1 + xx / step) * (1 + yy) - xy * (yx / step)).astype(np.float32)
+        return out
+
+    def full(self) -> tuple[F32, F32]:
+        """``map_y, map_x`` (ny, nx)."""
+        ny, nx = self.shape
+        columns = np.arange(nx)
+        left, part = columns // NODE, (columns % NODE / NODE).astype(np.float32)
+        maps = []
+        for shift, index in ((self.shift_y, np.arange(ny)[:, None]), (self.shift_x, columns)):
+            full = shift[:, left] + part * (shift[:, left + 1] - shift[:, left])
+            maps.append((full + index).astype(np.float32))
+        return maps[0], maps[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +140,23 @@ class PixelMap:
         if not self.reaches:
             nowhere = np.full(self.shape, np.nan, np.float32)
             return nowhere, nowhere.copy()
-        my, mx = _spline_matrix(ny, self.ys), _spline_matrix(nx, self.xs)
+        my, mx = _spline_matrix(np.arange(ny), self.ys), _spline_matrix(np.arange(nx), self.xs)
         return (
             _upsample(self.shift_y, my, mx, np.arange(ny)[:, None]),
             _upsample(self.shift_x, my, mx, np.arange(nx)[None, :]),
         )
+
+    def nodes(self) -> MapNodes:
+        """The map at every row and some columns, within 1e-4 px."""
+        ny, nx = self.shape
+        columns = _node_columns(nx)
+        if not self.reaches:
+            nowhere = np.full((ny, len(columns)), np.nan, np.float32)
+            return MapNodes(nowhere, nowhere, self.shape)
+        my, mx = _spline_matrix(np.arange(ny), self.ys), _spline_matrix(columns, self.xs)
+        nothing = np.zeros((1, 1), np.intp)
+        shift_y, shift_x = (_upsample(v, my, mx, nothing) for v in (self.shift_y, self.shift_x))
+        return MapNodes(shift_y, shift_x, self.shape)
 
 
 def pixel_map(target_wcs: WCS, target_shape: tuple[int, int], source_wcs: WCS, step: int = 48) -> tuple[F32, F32]:

@@ -25,10 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
+from stream.core.lanczos import BEFORE, TAPS, lanczos_weights
 from stream.core.pixelmap import PixelMap
 from stream.core.psf import STAMP, PsfModel, polynomial_terms
 from stream.core.records import F32, Reference, ScienceImage
-from stream.core.resample import BEFORE, TAPS, lanczos_weights, noise_left, noise_transfer
+from stream.core.resample import noise_left, noise_transfer
 
 F64 = NDArray[np.float64]
 

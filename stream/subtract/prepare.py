@@ -11,13 +11,12 @@ from scipy.spatial import cKDTree
 from stream.core.flags import UNUSABLE_BITS, Mask
 from stream.core.pixelmap import PixelMap
 from stream.core.records import F32, U16, Reference, ScienceImage
-from stream.core.resample import flags_on, resample_bridged, resample_smooth
+from stream.core.resample import carry, resample_bridged
 from stream.photometry import Star, add_stars, fit_stars, remove_rings, saturated_stars, subtract_stars
 from stream.subtract.background import grow
 from stream.subtract.cache import ReferenceCache, reference_gain
 
 B1 = NDArray[np.bool_]
-Maps = tuple[F32, F32]
 
 # Charge that is no light: cosmic rays, spikes, hot pixels. Calibration knows them by their shape; in S they are the
 # sharpest "transients" of all. They are filled and NaN like pixels without any value.
@@ -58,18 +57,15 @@ def prepare(
         Reference DN times this is science DN.
     """
     scale = np.float32(flux_scale)
-    maps = pixel_map.full()
+    nodes = pixel_map.nodes()
+    reference_variance, full = carry(cache.sigma, cache.typical, cache.full, nodes, flux_scale)
     mask = science.mask.copy()
-    mask[flags_on(cache.full, *maps)] |= np.uint16(Mask.SATURATED)
+    mask[full] |= np.uint16(Mask.SATURATED)
     new, new_variance = _science_pixels(science)
     pairs, alone = _saturated_pairs(science, reference, cache, pixel_map, (new, mask))
     own, theirs = [star for star, _ in pairs], [star for _, star in pairs]
     subtract_stars(new, science.psf, own)
-    left = resample_bridged(alone, cache.empty, *maps)
-    reference_variance = resample_smooth(cache.sigma, *maps, cache.typical)
-    reference_variance *= scale
-    np.square(reference_variance, out=reference_variance)
-    left *= scale
+    left = resample_bridged(alone, cache.empty, nodes, flux_scale)
     outside = np.isnan(left)
     mask[outside | np.isnan(new)] |= np.uint16(Mask.NAN)
     template = _template(left, reference, mask, (own, theirs), scale)
