@@ -48,6 +48,7 @@ from stream.reference import (
     same_place,
     select_epochs,
 )
+from stream.subtract import code_version, note_reference
 
 SCIENCE_IMAGE = "sciimg.fits.fz"
 STACK_IN_MEMORY = 512 << 20  # bytes; larger stacks of inputs lie in a file
@@ -96,10 +97,29 @@ def _build(request: Request) -> Built:
         except Permanent as error:
             return Built("reference", what[0], what[2], what[1], night, looked_at, {"rejected": reasons}, str(error))
     task.store.write_reference(reference)
+    take_notes(task.store, what)
     qa = {name: value for name, value in reference.qa.items() if name != "epochs"}
     left_out = [f"{row['name']}: {row['verdict']}" for row in reference.qa["epochs"] if not row["chosen"]]
     figures = {**qa, "version": reference.version, "clipped": qa["rejected"], "rejected": [*reasons, *left_out]}
     return Built("reference", what[0], what[2], what[1], night, reference.n_frames, figures)
+
+
+def take_notes(store: ProductStore, where: Where) -> bool:
+    """Make the notes of the reference in use where it has none of this code; whether that was so.
+
+    From the pixels as they are stored: then a worker that has to make them itself finds the same.
+    """
+    log = store.reference_log(*where)
+    if log is None:
+        return False
+    notes = store.read_notes(*where, str(log["version"]))
+    if notes is not None and (notes.version, notes.code) == (log["version"], code_version()):
+        return False
+    reference = store.read_reference(*where)
+    if reference is None:
+        return False
+    store.write_notes(*where, note_reference(reference))
+    return True
 
 
 def _process(request: Request, store: ProductStore) -> tuple[list[str], list[str]]:
@@ -266,6 +286,8 @@ def update_references(
 ) -> list[Updated]:
     """Make anew what the store's science products would make better, and make what is missing.
 
+    What is kept as it is gets notes of the code of today (``take_notes``).
+
     Parameters
     ----------
     quarantine : float
@@ -290,7 +312,12 @@ def update_references(
         if verdict.rebuild:
             requests[where] = Request(where, job.camera, limits, names=tuple(e.name for e in epochs))
         progress(done, len(places), "decisions")
-    if dry_run or not requests:
+    if dry_run:
+        return decided
+    for where, _ in places:
+        if where not in requests:
+            take_notes(store, where)
+    if not requests:
         return decided
     built = dict(zip(requests, _build_all(list(requests.values()), job, workers, progress), strict=True))
     return [replace(one, built=built.get((one.field, one.fid, one.rcid))) for one in decided]

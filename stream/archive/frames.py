@@ -7,6 +7,7 @@ of the numbers, the stored one.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -27,6 +28,7 @@ from stream.core.records import (
     InstrumentModel,
     PixelMask,
     Reference,
+    ReferenceNotes,
     Row,
 )
 
@@ -308,3 +310,29 @@ def decode_reference(files: Mapping[str, bytes]) -> Reference:
         )
     except KeyError as error:
         raise MessageError(f"not a reference of ours: {error}") from error
+
+
+def encode_notes(notes: ReferenceNotes) -> bytes:
+    """Notes as JSON; their numbers come back exactly, and ``digest`` says whether they did."""
+    row: Row = {
+        "version": notes.version, "code": notes.code, "typical": notes.typical,
+        "stars": notes.stars.tolist(), "clean": notes.clean.tolist(),
+    }  # fmt: skip
+    return catalogs.json_bytes({**row, "digest": _digest(row)})
+
+
+def decode_notes(data: bytes) -> ReferenceNotes | None:
+    """The notes; None where the file is damaged: they can be made again."""
+    try:
+        row = catalogs.read_json(data)
+        digest = row.pop("digest")
+        if digest != _digest(row):
+            return None
+        stars, clean = np.array(row["stars"], np.float64).reshape(-1, 3), np.array(row["clean"], np.int64)
+        return ReferenceNotes(str(row["version"]), str(row["code"]), stars, clean, float(row["typical"]))
+    except (MessageError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _digest(row: Row) -> str:
+    return hashlib.sha256(catalogs.json_bytes(row)).hexdigest()[:16]

@@ -119,6 +119,11 @@ def reference_path(field: int, fid: int, rcid: int, suffix: str, version: str | 
     return f"{folder}/ztf_{field:06d}_{FILTER_CODES[fid]}_c{ccdid:02d}_q{qid}_{suffix}"
 
 
+def notes_path(field: int, fid: int, rcid: int, version: str) -> str:
+    """Path of what a subtraction found out about a version of a reference."""
+    return f"{reference_folder(field, fid, rcid)}/notes/{version}.json"
+
+
 def alert_folder(night: str, programid: int) -> str:
     """Folder of one night's and program's alerts."""
     return f"alerts/{night}/programid{programid}"

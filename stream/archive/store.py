@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import fsspec
 from astropy.wcs import WCS
 from fsspec.implementations.local import LocalFileSystem
 
 from stream.archive import catalogs, frames
-from stream.archive.paths import REFERENCE_SUFFIXES, calibration_path, instrument_path, reference_path
+from stream.archive.paths import REFERENCE_SUFFIXES, calibration_path, instrument_path, notes_path, reference_path
 from stream.archive.tiles import TiledImage
 from stream.core.errors import MessageError, StoreUnavailable, UsageError
-from stream.core.records import CalibrationFrame, InstrumentModel, PixelMask, Reference, Row
+from stream.core.records import CalibrationFrame, InstrumentModel, PixelMask, Reference, ReferenceNotes, Row
 
 
 class ProductStore:
@@ -220,7 +221,7 @@ class ProductStore:
         return files
 
     def read_reference(self, field: int, fid: int, rcid: int, version: str | None = None) -> Reference | None:
-        """A reference, or None; without ``version`` the one in use.
+        """A reference, or None; without ``version`` the one in use. With its notes, where there are any.
 
         Where the one in use is just being replaced (or whoever replaced it died), it is the one that is being
         replaced: the log, written last, still names it, and it has been kept.
@@ -234,17 +235,30 @@ class ProductStore:
         if version is not None and current is not None and current["version"] == version:
             kept = self.reference_files(field, fid, rcid, version)
             if kept is not None:
-                return frames.decode_reference(kept)
+                return self._with_notes(frames.decode_reference(kept))
             version = None
         files = self.reference_files(field, fid, rcid, version)
         if files is None:
             return None
         try:
-            return frames.decode_reference(files)
+            return self._with_notes(frames.decode_reference(files))
         except MessageError:
             kept = None
             if version is None and current is not None:
                 kept = self.reference_files(field, fid, rcid, str(current["version"]))
             if kept is None:
                 raise
-            return frames.decode_reference(kept)
+            return self._with_notes(frames.decode_reference(kept))
+
+    def _with_notes(self, reference: Reference) -> Reference:
+        notes = self.read_notes(reference.field, reference.fid, reference.rcid, reference.version)
+        return reference if notes is None else replace(reference, notes=notes)
+
+    def read_notes(self, field: int, fid: int, rcid: int, version: str) -> ReferenceNotes | None:
+        """What a subtraction found out about a version of a reference; None where nothing or damaged."""
+        data = self.find(notes_path(field, fid, rcid, version))
+        return None if data is None else frames.decode_notes(data)
+
+    def write_notes(self, field: int, fid: int, rcid: int, notes: ReferenceNotes) -> None:
+        """Keep such notes beside the reference. Who reads them judges whether its code made them."""
+        self.write(notes_path(field, fid, rcid, notes.version), frames.encode_notes(notes))

@@ -354,6 +354,23 @@ class Reference:
     version: str  # short hash of inputs and software
     inputs: tuple[str, ...] = ()
     qa: Row = dataclasses.field(default_factory=dict)
+    notes: ReferenceNotes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceNotes:
+    """What a subtraction finds out about a reference and is small: kept beside it.
+
+    ``version`` is the reference's, ``code`` that of the code that found it out: under any other code it is worth
+    nothing. ``stars`` (n, 3) float64: x, y (px), flux (DN) of its saturated stars; ``clean`` (m,) int64: rows of its
+    sources to match with; ``typical`` DN: median noise.
+    """
+
+    version: str
+    code: str
+    stars: NDArray[np.float64]
+    clean: NDArray[np.int64]
+    typical: float
 
 
 class PlacePsf(Protocol):

@@ -217,7 +217,7 @@ def _bridge(image: F32, bad: NDArray[np.bool_]) -> F32:
     level = np.float32(np.median(good)) if good.size else np.float32(0)
     out = image.copy()
     out[bad] = level
-    y, x = np.nonzero(bad & _near(~bad, 2))
+    y, x = np.nonzero(bad & near(~bad, 2))
     flat, good_flat = out.reshape(-1), ~bad.reshape(-1)
     total = np.zeros(len(y), np.float32)
     count = np.zeros(len(y), np.float32)
@@ -232,7 +232,7 @@ def _bridge(image: F32, bad: NDArray[np.bool_]) -> F32:
     return out
 
 
-def _near(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+def near(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     """Pixels with one of the mask's in the square of ``radius`` around them."""
     out = mask
     for axis in (0, 1):

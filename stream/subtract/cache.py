@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from stream.core.records import F32, Reference
-from stream.core.resample import bridged
-from stream.photometry import Star, fit_stars, saturated_stars, subtract_stars
+from stream.core import psf
+from stream.core.records import F32, Reference, ReferenceNotes
+from stream.core.resample import bridged, near
+from stream.photometry import Star, fit_stars, saturated, saturated_stars, stamps, subtract_stars
+from stream.subtract import match
 from stream.subtract.match import MatchConfig, clean_stars
 
 # The reference's plateaus, a little below their limit: whatever measured it had noise.
@@ -38,25 +42,52 @@ class ReferenceCache:
 
 
 def make_cache(reference: Reference, config: MatchConfig | None = None) -> ReferenceCache:
-    """The record of a reference; a pure function of it (0.3 core-seconds for a whole quadrant)."""
-    empty = ~np.isfinite(reference.data)
-    plateau = np.zeros(empty.shape, bool)
-    if np.isfinite(reference.saturate):
-        plateau = reference.data >= np.float32(PLATEAU * reference.saturate)  # False where NaN
+    """The record of a reference; a pure function of it.
+
+    0.09 core-seconds for a whole quadrant with the reference's notes of this code, up to 0.3 more without.
+    """
+    empty, plateau = ~np.isfinite(reference.data), _plateau(reference)
+    notes = reference.notes
+    if notes is None or config is not None or (notes.version, notes.code) != (reference.version, code_version()):
+        notes = note_reference(reference, config)
+    sigma = reference.unc.copy()
+    np.copyto(sigma, np.float32(notes.typical), where=~np.isfinite(sigma))
+    pixels = reference.data.copy()
+    subtract_stars(pixels, reference.psf, [Star(*row) for row in notes.stars.tolist()])
+    pixels[plateau] = 0
+    full = near(plateau, 1)
+    return ReferenceCache(
+        reference.version, bridged(pixels, empty), empty, full, sigma, notes.stars, notes.clean, notes.typical
+    )
+
+
+def note_reference(reference: Reference, config: MatchConfig | None = None) -> ReferenceNotes:
+    """The part of ``ReferenceCache`` that takes long and is small.
+
+    Images are not in it: to read one takes as long as to make it from the reference's own.
+    """
     known = reference.unc[::8, ::8][np.isfinite(reference.unc[::8, ::8])]
     typical = float(np.median(known)) if known.size else 1.0
-    sigma = reference.unc.copy()
-    np.copyto(sigma, np.float32(typical), where=~np.isfinite(sigma))
-    stars = _saturated(reference, plateau, empty, typical)
-    pixels = reference.data.copy()
-    subtract_stars(pixels, reference.psf, stars)
-    pixels[plateau] = 0
+    stars = _saturated(reference, _plateau(reference), ~np.isfinite(reference.data), typical)
     table = np.array([(s.x, s.y, s.flux) for s in stars], float).reshape(-1, 3)
-    clean = clean_stars(reference.sources, reference.data.shape, config or MatchConfig())
-    full = ndimage.binary_dilation(plateau, np.ones((3, 3), bool)) if plateau.any() else plateau
-    return ReferenceCache(
-        reference.version, bridged(pixels, empty), empty, full, sigma, table, clean.astype(np.int64), typical
-    )
+    clean = clean_stars(reference.sources, reference.data.shape, config or MatchConfig()).astype(np.int64)
+    return ReferenceNotes(reference.version, code_version(), table, clean, typical)
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """Short hash of the source of what makes notes."""
+    digest = hashlib.sha256()
+    for module in (match, psf, saturated, stamps):
+        digest.update(inspect.getsource(module).encode())
+    digest.update(inspect.getsource(note_reference).encode() + inspect.getsource(_saturated).encode())
+    return digest.hexdigest()[:12]
+
+
+def _plateau(reference: Reference) -> NDArray[np.bool_]:
+    if not np.isfinite(reference.saturate):
+        return np.zeros(reference.data.shape, bool)
+    return np.asarray(reference.data >= np.float32(PLATEAU * reference.saturate))  # False where NaN
 
 
 def reference_gain(reference: Reference, science_gain: float) -> float:
