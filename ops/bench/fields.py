@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from stream.core.camera import FULL, Camera
 from stream.simulate import NightPlan, simulate_night
+from stream.simulate.scheduler import schedule
 
 Progress = Callable[[str], None]
 N_REFERENCE = 20
@@ -37,6 +39,17 @@ def plan_of(name: str, camera: Camera = FULL, references: int = N_REFERENCE, sci
         n_bias=5, n_flat=5, n_dark=3, n_reference=references, n_science=science, seeing=SEEING, cadence=1200.0,
         star_density=density, satellites=1.0, bright_stars=1,
     )  # fmt: skip
+
+
+def flats_of_nights(plan: NightPlan) -> dict[str, NightPlan]:
+    """Dome flats of every night of the reference exposures but the first, which has its own, by night (YYYYMMDD).
+
+    Dust settles elsewhere every night: with the flats of the first only, its rings would be in every later exposure.
+    """
+    nights = sorted({e.stamp[:8] for e in schedule(plan) if e.role == "ref"})
+    first = min(e.stamp[:8] for e in schedule(plan))
+    bare = replace(plan, n_bias=0, n_dark=0, n_reference=0, n_science=0)
+    return {night: replace(bare, night=night) for night in nights if night != first}
 
 
 def simulate(folder: Path, plan: NightPlan, say: Progress, workers: int = 1) -> None:

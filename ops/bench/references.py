@@ -1,14 +1,16 @@
 """The figures of reference images, judged by a simulated field's truth: depth, errors, what moves, time, memory.
 
-    python -m ops.bench.references --out DIR [--field normal] [--counts 5,10,20] [--exposures 20] [--plot PNG] [--json]
+    python -m ops.bench.references --out DIR [--field normal] [--counts 5,10,20,40] [--exposures 40] [--plot PNG]
 
-DIR holds the fields of ``ops.bench.fields`` (made where missing; calibration and catalogues in ``DIR/FIELD/store``).
+DIR holds the fields of ``ops.bench.fields`` (made where missing, with the flats of every night in ``DIR/FIELD/nights``;
+calibration and catalogues in ``DIR/FIELD/store``).
 Every reference exposure goes through the project's own science once, into ``DIR/FIELD/references``. The field's own
 exposures hold neither satellites nor asteroids, so both are painted onto the calibrated images, with their photons,
 of every brightness, where nothing masks them: what keeps them out is the combination alone.
 
 - **depth**: PSF fluxes at places without any true source down to the faintest, halo or ghost; their scatter against
-  that of the single exposures, measured alike, and the square root of N.
+  that of the single exposures, measured alike, and the square root of N. "Alike": of exposures of nearly one seeing,
+  for which the mean is the best that can be made of them; the others weigh by their noise, whatever their seeing.
 - **uncertainty**: the same fluxes over their predicted errors, and sums over squares of 1 to 32 px over theirs.
 - **what moves**: PSF flux at the asteroids' places and light in pieces of 40 px along the trails that the reference
   has and one of the same exposures without them has not, over their errors.
@@ -31,7 +33,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from ops.bench.fields import CCD, QID, plan_of, simulate
+from ops.bench.fields import CCD, QID, flats_of_nights, plan_of, simulate
 from ops.bench.rows import Row
 from stream.archive import ProductStore, read_science_product, write_products
 from stream.core.camera import FULL, Camera
@@ -220,9 +222,14 @@ def empty_places(sky: Sky, wcs: object, shape: tuple[int, int], edge: int) -> tu
 
 @dataclass(frozen=True)
 class Measured:
-    """What one reference shows; ``single`` the noise (reference DN) that one of its exposures has on average."""
+    """What one reference shows; ``single`` the noise (reference DN) that one of its exposures has on average.
+
+    ``seeing``: the sharpest and the worst of its exposures, px. Without what moves, nothing of it is judged.
+    """
 
     n: int
+    alike: bool
+    seeing: tuple[float, float]
     noise: float
     single: float
     psf_pull: float
@@ -239,13 +246,21 @@ class Measured:
         return self.single / self.noise / np.sqrt(self.n)
 
 
-def single_noise(image: ScienceImage, sky: Sky, zeropoint: float) -> float:
-    """Scatter of PSF fluxes at empty places of one exposure, in reference DN."""
+@dataclass(frozen=True)
+class Single:
+    """One exposure: scatter of PSF fluxes at its empty places, in reference DN, and seeing, px."""
+
+    noise: float
+    seeing: float
+
+
+def single_of(image: ScienceImage, sky: Sky, zeropoint: float) -> Single:
+    """What one exposure is worth."""
     x, y = empty_places(sky, image.astrometry.wcs, image.data.shape, 100)
     data = image.data - image.background.level
     unc = np.full(data.shape, np.float32(image.background.sigma))
     flux, _ = psf_fluxes(data, unc, image.psf, x, y)
-    return spread(flux) * 10 ** (0.4 * (zeropoint - image.zeropoint.magzp))
+    return Single(spread(flux) * 10 ** (0.4 * (zeropoint - image.zeropoint.magzp)), image.seeing)
 
 
 def box_pulls(reference: Reference, sky: Sky) -> dict[int, float]:
@@ -316,8 +331,10 @@ def _pieces(image: ScienceImage, reference: Reference, left: NDArray[np.float32]
     return np.asarray(np.nansum(light, axis=1) / np.sqrt(np.nansum(variance, axis=1)))
 
 
-def measure(store: ProductStore, names: Sequence[str], sky: Sky, single: dict[str, float]) -> Measured:
-    """Build one reference twice, with and without what moves, and judge both."""
+def measure(
+    store: ProductStore, names: Sequence[str], sky: Sky, singles: dict[str, Single], alike: bool = False
+) -> Measured:
+    """Build one reference, and unless ``alike`` a second one with what moves, and judge both."""
     config = ReferenceConfig()
     start = time.process_time()
     reference = build_reference(Painted(store, names, moving=False), config)
@@ -325,13 +342,18 @@ def measure(store: ProductStore, names: Sequence[str], sky: Sky, single: dict[st
     x, y = empty_places(sky, reference.wcs, reference.data.shape, 180)
     flux, error = psf_fluxes(reference.data, reference.unc, reference.psf, x, y)
     noise = spread(flux)
-    inverse = np.mean([single[name] ** -2 for name in names])
-    dirty_images = Painted(store, names, moving=True)
-    dirty = build_reference(dirty_images, config, (reference.wcs, reference.data.shape))
-    asteroids, trails = left_over(dirty, reference, dirty_images)
+    inverse = np.mean([singles[name].noise ** -2 for name in names])
+    asteroids = trails = (0, 0, float("nan"))
+    if not alike:
+        dirty_images = Painted(store, names, moving=True)
+        dirty = build_reference(
+            dirty_images, config, (reference.wcs, (reference.data.shape[0], reference.data.shape[1]))
+        )
+        asteroids, trails = left_over(dirty, reference, dirty_images)
+    seeing = [singles[name].seeing for name in names]
     return Measured(
-        len(names), noise, float(inverse**-0.5), spread(flux / error), box_pulls(reference, sky),
-        float(reference.magzp - 2.5 * np.log10(5 * noise)), len(x), cpu, asteroids, trails,
+        len(names), alike, (min(seeing), max(seeing)), noise, float(inverse**-0.5), spread(flux / error),
+        box_pulls(reference, sky), float(reference.magzp - 2.5 * np.log10(5 * noise)), len(x), cpu, asteroids, trails,
     )  # fmt: skip
 
 
@@ -355,23 +377,35 @@ def subsets(names: Sequence[str], counts: Sequence[int]) -> Iterator[list[str]]:
             yield [names[i] for i in np.linspace(0, len(names) - 1, n).round().astype(int).tolist()]
 
 
+def most_alike(names: Sequence[str], singles: dict[str, Single], n: int) -> list[str]:
+    """The n exposures whose seeing differs least."""
+    ordered = sorted(names, key=lambda name: singles[name].seeing)
+    seeing = np.array([singles[name].seeing for name in ordered])
+    first = int(np.argmin(seeing[n - 1 :] / seeing[: len(seeing) - n + 1]))
+    return sorted(ordered[first : first + n])
+
+
 def rows_of(measured: Sequence[Measured], noise: tuple[float, dict[int, float]], peak: float) -> list[Row]:
     """The table."""
     rows = []
     for m in measured:
-        name = f"reference of {m.n}"
+        name = f"reference of {m.n}" + (" alike" if m.alike else "")
         rows += [
             Row(f"{name}: depth over sqrt(N)", "0.90 to 1.10", f"{m.gain:.3f}", 0.9 <= m.gain <= 1.1,
-                f"5 sigma at {m.maglim:.2f} mag; PSF fluxes at {m.places} empty places"),
+                f"5 sigma at {m.maglim:.2f} mag; PSF fluxes at {m.places} empty places; seeing {m.seeing[0]:.2f} to "
+                f"{m.seeing[1]:.2f} px"),
             Row(f"{name}: scatter of PSF fluxes over prediction", "0.95 to 1.10", f"{m.psf_pull:.3f}",
                 0.95 <= m.psf_pull <= 1.1, "sums over squares of "
                 + ", ".join(f"{b} px {v:.2f}" for b, v in m.boxes.items())),
-            Row(f"{name}: asteroids above 5 sigma", "0", str(m.asteroids[0]), m.asteroids[0] == 0,
-                f"of {m.asteroids[1]}, worst {m.asteroids[2]:.1f} sigma"),
-            Row(f"{name}: pieces of trails above 5 sigma", "0", str(m.trails[0]), m.trails[0] == 0,
-                f"of {m.trails[1]} of {PIECE:.0f} px, worst {m.trails[2]:.1f} sigma"),
             Row(f"{name}: time", "-", f"{m.cpu:.1f} core-s", None, f"{m.cpu / m.n:.2f} an exposure, reading included"),
         ]  # fmt: skip
+        if not m.alike:
+            rows += [
+                Row(f"{name}: asteroids above 5 sigma", "0", str(m.asteroids[0]), m.asteroids[0] == 0,
+                    f"of {m.asteroids[1]}, worst {m.asteroids[2]:.1f} sigma"),
+                Row(f"{name}: pieces of trails above 5 sigma", "0", str(m.trails[0]), m.trails[0] == 0,
+                    f"of {m.trails[1]} of {PIECE:.0f} px, worst {m.trails[2]:.1f} sigma"),
+            ]  # fmt: skip
     pull, boxes = noise
     rows.append(
         Row(
@@ -397,7 +431,8 @@ def plot(measured: Sequence[Measured], noise: dict[int, float], path: Path) -> N
     left.set(xlabel="exposures", ylabel="noise of one exposure over noise of the reference")
     left.legend()
     for m in measured:
-        right.semilogx(list(m.boxes), list(m.boxes.values()), "o-", ms=4, base=2, label=f"N = {m.n}")
+        what = f"N = {m.n}" + (" alike" if m.alike else "")
+        right.semilogx(list(m.boxes), list(m.boxes.values()), "o-", ms=4, base=2, label=what)
     right.semilogx(list(noise), list(noise.values()), "ks--", ms=4, base=2, label="difference of two halves")
     right.axhline(1, color="k", lw=0.5)
     right.set(xlabel="side of the square [px]", ylabel="scatter of sums over predicted error")
@@ -410,8 +445,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--field", default="normal")
-    parser.add_argument("--counts", default="5,10,20")
-    parser.add_argument("--exposures", type=int, default=20, help="reference exposures of the field")
+    parser.add_argument("--counts", default="5,10,20,40")
+    parser.add_argument("--exposures", type=int, default=40, help="reference exposures of the field")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", action="store_true")
@@ -422,16 +457,25 @@ def main() -> int:
         print(what, file=sys.stderr, flush=True)
 
     if not (folder / "store").is_dir():
-        simulate(folder, plan_of(args.field, references=args.exposures), say, args.workers)
-        raise SystemExit(f"make {folder}/store first: catalog import, calibration build")
+        plan = plan_of(args.field, references=args.exposures)
+        simulate(folder, plan, say, args.workers)
+        for night, flats in flats_of_nights(plan).items():
+            simulate(folder / "nights" / night, flats, say, args.workers)
+        raise SystemExit(
+            f"make {folder}/store first: catalog import; calibration build of {folder}/raw/cal, then of "
+            f"{folder}/nights/*/raw/cal, each of its own"
+        )
     names = science_names(folder, args.workers)
     store = ProductStore(str(folder / "references"))
     sky = Sky(folder, [read_science_product(store, name) for name in names[:: max(1, len(names) // 3)]])
     zeropoint = ReferenceConfig().zero_points[2]
-    single = {name: single_noise(read_science_product(store, name), sky, zeropoint) for name in names}
-    measured = []
-    for some in subsets(names, [int(n) for n in args.counts.split(",")]):
-        measured.append(measure(store, some, sky, single))
+    singles = {name: single_of(read_science_product(store, name), sky, zeropoint) for name in names}
+    measured, counts = [], [int(n) for n in args.counts.split(",")]
+    for some in subsets(names, counts):
+        measured.append(measure(store, some, sky, singles))
+        say(json.dumps(asdict(measured[-1])))
+    if len(names) // 2 >= 2:
+        measured.append(measure(store, most_alike(names, singles, len(names) // 2), sky, singles, alike=True))
         say(json.dumps(asdict(measured[-1])))
     noise = halves(store, some, sky)
     rows = rows_of(measured, noise, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
