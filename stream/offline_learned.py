@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from stream.archive import ProductStore, StoreInputs, read_mask, read_science_product
 from stream.archive.learned import (
     channel_products,
+    channels_of,
     read_sightings,
     read_solutions,
     write_distortion,
@@ -28,6 +30,7 @@ from stream.core.records import Row
 Progress = Callable[[int, int, str], None]
 # Exposures that are read for ghosts; more sharpen the geometry no further than the layout's own error.
 MAX_GHOST_EXPOSURES = 60
+MAX_NIGHTS = 60  # nights whose detections tell what comes back at a pixel: dust moves, columns go bad
 MAX_SOLUTIONS = 200  # newest exposures of a channel that its distortion is learned from: optics change with the seasons
 
 
@@ -126,3 +129,37 @@ def learn_optics(store: ProductStore, rcid: int, first: str, last: str, progress
         figures[f"{code}_exposures"] = model.n_exposures
         figures[f"{code}_scatter_px"] = float(model.sigma[3:].mean())
     return Lesson("distortion", rcid, len(products), {**figures, "path": path})
+
+
+def learn_night(store: ProductStore, night: str, progress: Progress) -> list[Lesson]:
+    """What a night's images teach their channels when it is over: distortion, artefacts that return; none without any.
+
+    Both look back from that night, so that one night after the other is enough. A channel that has too little yet says
+    so in its lesson. (Ghosts need the images themselves and months of fields: ``learn_ghosts``.)
+
+    Raises
+    ------
+    UsageError
+        Not a night.
+    """
+    since = night_before(night, MAX_NIGHTS)
+    channels = channels_of(store, night, night)
+    quiet: Progress = lambda done, total, what: None  # noqa: E731 - channels are counted, not their exposures
+    lessons = []
+    for number, rcid in enumerate(channels, 1):
+        for kind, lesson, first in (("distortion", learn_optics, "00000000"), ("persistent", learn_artefacts, since)):
+            try:
+                lessons.append(lesson(store, rcid, first, night, quiet))
+            except UsageError as error:  # no candidates: the field has no reference
+                lessons.append(Lesson(kind, rcid, 0, {}, str(error)))
+        progress(number, len(channels), f"channels of {night}")
+    return lessons
+
+
+def night_before(night: str, days: int) -> str:
+    """The night so many days earlier."""
+    try:
+        date = dt.datetime.strptime(night, "%Y%m%d").replace(tzinfo=dt.UTC)
+    except ValueError as error:
+        raise UsageError(f"{night!r} is not a night: YYYYMMDD") from error
+    return (date - dt.timedelta(days=days)).strftime("%Y%m%d")

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from astropy.io import fits
+from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 
 from stream.archive import fitsio
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from stream.astrometry.distortion import Solved
 
 Shape = tuple[int, int]
+_HEADER_BYTES = 100_000  # primary and image header of a science image: some 40,000
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +161,30 @@ def read_solutions(store: ProductStore, products: Sequence[tuple[str, str, str]]
 
     found = []
     for _, night, path in products:
-        header = fitsio.read_header(store.read(path), "SCIIMG")
+        header = _science_header(store, path)
         shape = int(header["NAXIS2"]), int(header["NAXIS1"])
         found.append((int(header["FILTERID"]), Solved(WCS(header), int(header.get("ASTROMN", 0)), night), shape))
     return found
+
+
+def _science_header(store: ProductStore, path: str) -> fits.Header:
+    """Header of a science image: its first bytes are enough, unless it is longer than any of ours."""
+    try:
+        with warnings.catch_warnings(action="ignore", category=AstropyUserWarning):  # that the file is cut off
+            return fitsio.read_header(store.read_range(path, 0, _HEADER_BYTES), "SCIIMG")
+    except MessageError:
+        return fitsio.read_header(store.read(path), "SCIIMG")
+
+
+def channels_of(store: ProductStore, first: str, last: str) -> list[int]:
+    """Readout channels that have science images of nights ``first`` to ``last``."""
+    channels = set()
+    for name, _ in science_files(store, "_sciimg.fits.fz", first, last):
+        try:
+            channels.add(parse_science_name(name).rcid)
+        except UsageError:  # somebody else's file in our tree
+            continue
+    return sorted(channels)
 
 
 def channel_products(store: ProductStore, rcid: int, ending: str, first: str, last: str) -> list[tuple[str, str, str]]:

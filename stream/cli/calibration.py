@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stream.cli.build import AsJson, CameraName, Files, Store, Workers, prepare, show
-from stream.cli.learn import distortion, ghosts, persistent
+from stream.cli.learn import distortion, ghosts, learn, persistent
 from stream.core.errors import UsageError
 from stream.core.identity import FILTER_CODES
 
@@ -170,6 +170,7 @@ def pin(
 app.command("ghosts")(ghosts)
 app.command("persistent")(persistent)
 app.command("distortion")(distortion)
+app.command("learn")(learn)
 
 
 def _decide(action: str, calid: str, why: str, who: str | None, remove: bool, store: str | None, as_json: bool) -> None:

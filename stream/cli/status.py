@@ -21,7 +21,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     watch: Annotated[float, typer.Option(help="Repeat every so many seconds, until Ctrl-C.")] = 0.0,
 ) -> None:
-    """Show lag by stage, the last quadrant, failures, latencies and who is alive.
+    """Show lag by stage, the last quadrant, failures, latencies, how complete the search is, and who is alive.
 
     Exit status 1 when a stage has work waiting and nobody alive to do it.
     """
@@ -77,6 +77,8 @@ def draw(state: dict[str, Any], console: Console) -> None:
     from rich.columns import Columns
     from rich.table import Table
 
+    from stream.monitor.completeness import in_words
+
     lag = Table("stage", "waiting", title="lag")
     for stage, waiting in state["lag"].items():
         colour = "red" if stage in state["stuck"] else "yellow" if waiting else "green"
@@ -102,6 +104,8 @@ def draw(state: dict[str, Any], console: Console) -> None:
             worst = max(night.latencies)
             middle = sorted(night.latencies)[len(night.latencies) // 2]
             console.print(f"  arrival to subtracted: median {middle:.1f} s, longest {worst:.1f} s")
+        if night.fakes:
+            console.print(f"  {in_words(night.fakes)}")
         if night.last:
             console.print(
                 f"  last quadrant {night.last['name']}: {night.last['status']}, {night.last['seconds']} core-s"

@@ -172,6 +172,10 @@ class Settings(BaseSettings):
     renew_references: bool = Field(
         True, description="When a night is closed, references that its exposures make enough better are made anew."
     )
+    learn_camera: bool = Field(
+        True,
+        description="When a night is closed, its images teach later nights the distortion and artefacts that return.",
+    )
     deadletter_value_bytes: int = Field(
         262_144,
         ge=0,

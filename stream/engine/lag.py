@@ -34,7 +34,7 @@ def stage_work(settings: Settings, nightly: Sequence[str] = ()) -> dict[str, Wor
         "enrich": Work(settings.group("enrich"), ("ztf.scored",)),
         "emit": Work(settings.group("emit"), ("ztf.enriched",)),
         "link": Work(settings.group("link"), ("ztf.scored",)),
-        "monitor": Work(settings.group("monitor"), ("ztf.quadrants",), True),
+        "monitor": Work(settings.group("monitor"), ("ztf.quadrants", "ztf.fakes"), True),
         "archive": Work(settings.group("archive"), tuple(nightly)),
     }
 

@@ -3,8 +3,9 @@
 One process of the whole system, the only one with the administrator's rights: it makes tonight's and tomorrow's topics
 by the UT date, gives users their rights on every nightly topic that appears (an old night that is replayed, too),
 says every half minute on ``ztf.heartbeat`` that the system lives and on ``ztf.metrics`` how fast it is, closes
-nights that are over, and has references renewed (by a child process) where a closed night's exposures are worth it. A
-second one by mistake does no harm: everything it writes replaces itself or repeats.
+nights that are over, and then has child processes learn from the night (the distortion, artefacts that return) and
+renew references where its exposures are worth it. A second one by mistake does no harm: everything it writes replaces
+itself or repeats.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ log = structlog.get_logger(__name__)
 BEAT = 30.0  # seconds between heartbeats, as subscribers are told
 LOOK = 2.0  # how often new nightly topics are looked for: until then nobody else may read them
 WINDOW = 600.0  # seconds over which latency percentiles are taken
+# What is done after a night was closed, by a child process: the command, whose --night is that night.
+CHORES = {
+    "learn": ("calibration", "learn", "--json"),
+    "renew": ("reference", "update", "--workers", "1", "--json"),
+}
 HEARTBEAT, METRICS = "ztf.heartbeat", "ztf.metrics"
 
 Clock = Callable[[], float]
@@ -66,8 +72,8 @@ class NightsWorker:
         self._bases: dict[str, tuple[str, float]] = {}  # night -> basis, since when
         self._closed: dict[str, str] = {}  # night -> basis that was stated
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="closing")
-        self._to_renew: list[str] = []  # closed nights whose references nobody looked at yet
-        self.renewing: subprocess.Popen[bytes] | None = None
+        self._chores: list[tuple[str, str]] = []  # what is to be done after closed nights, and which night
+        self.chore: subprocess.Popen[bytes] | None = None  # the one at work
         self._at_work: tuple[str, str, float, Future[tuple[Row, bool]]] | None = None  # night, its basis, since when
 
     def run(self, stopped: Callable[[], bool]) -> None:
@@ -90,7 +96,7 @@ class NightsWorker:
             self._made = wanted
         self._give_rights()
         self._finish_closing()
-        self._renew_references()
+        self._do_chores()
         if now >= self._beat_at:
             self._beat_at = now + BEAT
             self._beat(now, wanted[0])
@@ -163,18 +169,23 @@ class NightsWorker:
         with redis_translated("remembering a closed night"):
             self._monitor.close(night, when)
         log.info("night closed", new=new, **closing.summary(manifest))
-        if new and self._settings.renew_references and night not in self._to_renew:
-            self._to_renew.append(night)
+        if new:
+            chosen = {"learn": self._settings.learn_camera, "renew": self._settings.renew_references}
+            self._chores += [(c, night) for c, on in chosen.items() if on and (c, night) not in self._chores]
 
-    def _renew_references(self) -> None:
-        """One closed night at a time; whoever ends in the middle leaves every reference as it was or as it will be."""
-        if not self._to_renew or (self.renewing is not None and self.renewing.poll() is None):
+    def _do_chores(self) -> None:
+        """One at a time; whoever ends in the middle leaves every product as it was or as it will be."""
+        if self.chore is not None and (status := self.chore.poll()) is None:
             return
-        night = self._to_renew.pop(0)
-        argv = [sys.executable, "-m", "stream.cli", "reference", "update", "--night", night, "--workers", "1", "--json"]
+        if self.chore is not None and status:
+            log.warning("a chore failed, the next closed night tries again", status=status)
+        self.chore = None
+        if not self._chores:
+            return
+        what, night = self._chores.pop(0)
         env = {"ZTF_STORE": self._settings.store, "ZTF_CAMERA": self._settings.camera}
-        self.renewing = processes.spawn(argv, env=env)
-        log.info("renewing references", night=night)
+        self.chore = processes.spawn([sys.executable, "-m", "stream.cli", *CHORES[what], "--night", night], env=env)
+        log.info("after a closed night", chore=what, night=night)
 
     def _seen(self, night: str, now: float, ends: dict[str, int], waiting: int) -> closing.NightSeen:
         alerts = sum(end for name, end in ends.items() if night in name)

@@ -6,7 +6,8 @@ What Redis holds follows from what is kept elsewhere, so losing it costs time, n
 objects, histories, forced points  the alerts: nightly topics, archive, batches that are enriched and not yet published
 coverage and limits                ``ztf.quadrants``; quality records in the store for what its retention has deleted
 detections to link, tracklets      ``ztf.scored`` as far as ``link`` has come; ``ztf.tracklets``
-figures of ``status``              ``ztf.quadrants``, ``ztf.deadletters``, ``ztf.streaks``, ``ztf.tracklets``
+figures of ``status``              ``ztf.quadrants``, ``ztf.fakes``, ``ztf.deadletters``, ``ztf.streaks``,
+                                   ``ztf.tracklets``
 what was published, as what        ``ztf.enriched`` as far as ``emit`` has come; version digits of the alerts
 =================================  ====================================================================================
 

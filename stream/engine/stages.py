@@ -19,6 +19,7 @@ import structlog
 from stream.alert import (
     PRV_FIELDS,
     decode_batch,
+    decode_fakes,
     decode_report,
     decode_streaks,
     encode_batch,
@@ -33,6 +34,7 @@ from stream.engine.kafka import REPORT, VERSION, OutMessage, RawMessage
 from stream.engine.state import Generation, Versions, translated
 from stream.enrich import Depth, ForcedSource, RedisHistory, enrich_batch, quadrant_depth
 from stream.monitor import Monitor
+from stream.monitor.completeness import tally
 from stream.score import load_scorer
 from stream.solarsystem import LINK_DTYPE, link_tracklets
 
@@ -273,10 +275,10 @@ def link_rows(batch: CandidateBatch) -> list[tuple[int, float, float, float, flo
 
 
 class MonitorStage:
-    """``ztf.quadrants``, ``ztf.deadletters``, ``ztf.streaks``, ``ztf.tracklets`` into the figures of ``status``."""
+    """``ztf.quadrants``, ``ztf.fakes``, ``ztf.deadletters``, ``ztf.streaks``, ``ztf.tracklets`` into ``status``."""
 
     name = "monitor"
-    sources = ("ztf.quadrants", "ztf.deadletters", "ztf.streaks", "ztf.tracklets")
+    sources = ("ztf.quadrants", "ztf.fakes", "ztf.deadletters", "ztf.streaks", "ztf.tracklets")
     passed = ""
 
     def __init__(self, client: redis.Redis) -> None:
@@ -286,6 +288,9 @@ class MonitorStage:
         """Count it."""
         if message.topic == "ztf.quadrants":
             self._monitor.quadrant(decode_report(message.value), ledger.read(message.headers))
+        elif message.topic == "ztf.fakes":
+            fakes = decode_fakes(message.value)
+            self._monitor.fakes(night_of(fakes.jd), fakes.pid, tally(fakes.fakes))
         elif message.topic == "ztf.deadletters":
             self._monitor.dead_letter(message.partition, message.offset, message.value)
         else:

@@ -1,7 +1,7 @@
 """Figures of the night in Redis: written by the monitor agent, read by ``status``. Every write is idempotent.
 
-Keys under ``ztf:mon:<night>:``: a set of pids per outcome, hashes of the last quality records and failures, a list
-of latencies; ``ztf:mon:nights`` names the nights, ``ztf:mon:last`` the last quadrant.
+Keys under ``ztf:mon:<night>:``: a set of pids per outcome, hashes of the last quality records and failures and of
+what became of the fakes; ``ztf:mon:nights`` names the nights, ``ztf:mon:last`` the last quadrant.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import redis
 
 from stream.core.identity import night_of
 from stream.core.records import QuadrantReport, Status
+from stream.monitor.completeness import added
 
 KEEP_SECONDS = 8 * 86_400  # the survey's mirrors keep a week; so does what we know of it
 _LAST_FAILURES = 20
@@ -32,6 +33,8 @@ class NightCounts:
     sources: int = 0
     dead_letters: int = 0
     events: dict[str, int] = field(default_factory=dict)  # messages by topic (streaks, tracklets)
+    # Fakes [injected, found, sent]: all, then points by true S/N (``completeness.BINS``).
+    fakes: list[list[int]] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)  # arrival to subtracted, s
     failures: list[dict[str, Any]] = field(default_factory=list)
     last: dict[str, Any] | None = None
@@ -63,6 +66,13 @@ class Monitor:
         pipe.hset(f"{key}:quadrants", str(report.pid), json.dumps(row))
         pipe.set("ztf:mon:last", json.dumps(row), ex=KEEP_SECONDS)
         pipe.expire(f"{key}:quadrants", KEEP_SECONDS)
+        pipe.execute()
+
+    def fakes(self, night: str, pid: int, tally: list[list[int]]) -> None:
+        """Remember what became of a quadrant's fakes; a repeat replaces it."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hset(f"ztf:mon:{night}:fakes", str(pid), json.dumps(tally))
+        pipe.expire(f"ztf:mon:{night}:fakes", KEEP_SECONDS)
         pipe.execute()
 
     def dead_letter(self, partition: int, offset: int, value: bytes) -> None:
@@ -123,6 +133,8 @@ class Monitor:
                 counts.latencies.append(row["latency"])
             if row["status"] == Status.FAILED:
                 counts.failures.append(row)
+        tallies: Any = self._redis.hvals(f"ztf:mon:{night}:fakes")
+        counts.fakes = added([json.loads(tally) for tally in tallies])
         counts.failures = sorted(counts.failures, key=lambda row: -row["at"])[:_LAST_FAILURES]
         counts.dead_letters = int(self._redis.hlen("ztf:mon:deadletters"))  # type: ignore[arg-type]
         for topic in ("ztf.streaks", "ztf.tracklets"):

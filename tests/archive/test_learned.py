@@ -88,9 +88,14 @@ def test_the_command_learns_the_distortion_and_the_next_quadrant_has_it(store: P
     assert np.abs(found.mean - bend).max() < 4 * scatter * np.sqrt(np.pi / 2 / 8)
     assert 0.6 * scatter < np.median(found.sigma[3:]) < 1.8 * scatter
     assert np.isinf(found.sigma[:3]).all()
-    assert (
-        ztf_stream("calibration", "distortion", "--rcid", RCID, "--last", "20201007", "--store", tmp_path).status != 0
-    )
+    lessons = ztf_stream("calibration", "learn", "--night", "20201012", "--store", tmp_path, "--json").ok().rows()
+    assert [(one["kind"], one["rcid"], one["error"] is None) for one in lessons] == [
+        ("distortion", RCID, True), ("persistent", RCID, False)
+    ], "there are no candidates"  # fmt: skip
+    assert lessons[0]["figures"] == said["figures"]
+    assert "nothing to learn" in ztf_stream("calibration", "learn", "--night", "20201013", "--store", tmp_path).ok().out
+    assert ztf_stream("calibration", "learn", "--night", "2020-10-12", "--store", tmp_path).status != 0
+    assert ztf_stream("calibration", "distortion", "--last", "20201007", "--store", tmp_path).status != 0
     store.write(learned_path(RCID, "distortion.json"), b'{"zr": {"mean": 1}}')
     with pytest.raises(MessageError, match="distortion"):
         LearnedShelf(store).of(RCID)

@@ -16,11 +16,13 @@ from services import dump, whole_state
 
 from stream.alert import (
     LEDGER,
+    FakeBatch,
     StreakBatch,
     decode_batch,
     decode_tracklet,
     emit_packet,
     encode_batch,
+    encode_fakes,
     encode_report,
     encode_streaks,
     packet_problems,
@@ -46,6 +48,7 @@ from stream.engine.stages import (
     make_stage,
 )
 from stream.engine.state import Generation
+from stream.fakes import empty_fakes, fake_rows
 from stream.monitor import Monitor
 
 HEADERS = (("name", b"n"), ("pid", b"7"), *ledger.encode({"arrived": 1.0, "subtracted": 3.0}))
@@ -178,8 +181,15 @@ def test_monitor_counts_every_topic(client):
     rid = rid_of(expid_of(jd), 0)
     report = QuadrantReport("n", 1, 2, 1, 1, 0, 1, nid_of(jd), expid_of(jd), rid, pid_of(rid), jd, jd, 30.0)
     streaks = StreakBatch("n", 1, 1, 2, 0, 1, jd, jd, 30.0, [])
+    rows = fake_rows(empty_fakes(3))
+    for row, kind, snr, found in zip(
+        rows, ("point", "streak", "other"), (9.0, 20.0, None), (True, False, True), strict=True
+    ):
+        row |= {"kind": kind, "snr": snr, "detected": found, "sent": found}
+    fakes = FakeBatch("n", pid_of(rid), 1, 2, 0, 1, jd, jd, 30.0, rows)
     for _ in range(2):
         assert stage.handle(message("ztf.quadrants", encode_report(report))) == []
+        stage.handle(message("ztf.fakes", encode_fakes(fakes)))
         stage.handle(message("ztf.deadletters", json.dumps({"stage": "x"}).encode()))
         stage.handle(message("ztf.streaks", encode_streaks(streaks)))
         stage.handle(message("ztf.tracklets", b"whatever"))
@@ -187,6 +197,7 @@ def test_monitor_counts_every_topic(client):
     assert counts.quadrants == {"ok": 1}
     assert counts.latencies == [2.0]
     assert counts.dead_letters == 1
+    assert counts.fakes == [[2, 1, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0], [1, 1, 1], [0, 0, 0]]
     assert counts.events == {"ztf.streaks": 1, "ztf.tracklets": 1}
 
 
