@@ -2,7 +2,7 @@
 
 For what a profile names and nothing else: the start of a worker pays for every kernel, even if only by reading it from
 the cache. A kernel takes C-contiguous arrays, always of the same dtypes (each combination is compiled anew), makes no
-array it is not asked for, and gives the same bits on every run: no threads, no ``fastmath``.
+array it is not asked for, and gives the same bits on every run: no threads.
 """
 
 from __future__ import annotations
@@ -14,12 +14,18 @@ import numba
 
 F = TypeVar("F", bound=Callable[..., object])
 
+# Without the first a sum is one chain of additions, each waiting for the one before; the second joins a product and
+# a sum. Which order the compiler takes is fixed in the code, so that every run gives the same bits (another processor
+# may round otherwise, as in numpy's own sums). NaN and infinity keep their meaning.
+FREEDOM = {"reassoc", "contract"}
+
 
 def compiled(function: F) -> F:
     """The function as machine code, compiled at its first call and kept on disk for the next process.
 
     The code lies beside the module (``__pycache__``), or in the user's cache folder where that cannot be written, or
-    where ``NUMBA_CACHE_DIR`` says. Division by zero gives inf or NaN, as in numpy; indices are not checked.
+    where ``NUMBA_CACHE_DIR`` says. Division by zero gives inf or NaN, as in numpy; indices are not checked. Sums may be
+    taken in another order than written.
     """
-    kernel: F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    kernel: F = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=FREEDOM)(function)
     return kernel

@@ -6,20 +6,21 @@ all are fitted anew.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from stream.core.psf import STAMP, PsfModel
+from stream.core.psfread import psf_table
 from stream.core.records import F32, U16, Background
 from stream.photometry.background import estimate_background
 from stream.photometry.detect import detect
-from stream.photometry.fit import Fit, step_block
-from stream.photometry.groups import BLOCK, blocks_of, has_neighbour, lone_blocks
-from stream.photometry.phases import PhaseTable
-from stream.photometry.stamps import add_stamps, nearest_pixels, window_index
+from stream.photometry.fit import Fit, fit_errors
+from stream.photometry.groups import groups_of, has_neighbour, lone_groups
+from stream.photometry.kernels import FIGURES, Pixels, Sources, Step, step_groups, subtract_sources
+from stream.photometry.stamps import nearest_pixels, window_index
 
 F64 = NDArray[np.float64]
 INT = NDArray[np.intp]
@@ -64,11 +65,6 @@ class Scene:
     psf: PsfModel
     gain: float
     readnoise: float
-    table: PhaseTable = field(init=False)
-
-    def __post_init__(self) -> None:
-        size = window_size(self.psf.fwhm)
-        object.__setattr__(self, "table", PhaseTable(self.psf, size + SMALL_MARGIN, size))
 
 
 def window_size(fwhm: float) -> int:
@@ -80,25 +76,27 @@ def fit_scene(scene: Scene, fit: Fit, *, rounds: int = ROUNDS, move: bool = True
     """Flux and, where they may ``move``, places of all sources; ``fit`` is changed in place."""
     near = has_neighbour(*fit.home, NEIGHBOUR_REACH)
     crowded = np.flatnonzero(near)
-    alone, together = lone_blocks(np.flatnonzero(~near)), blocks_of(*fit.home, crowded, scene.psf.fwhm)
-    size = window_size(scene.psf.fwhm)
-    margin = SMALL_MARGIN // 2
-    middle = slice(margin, margin + size)
+    lone, groups = lone_groups(np.flatnonzero(~near)), groups_of(*fit.home, crowded, scene.psf.fwhm)
+    size, figures = window_size(scene.psf.fwhm), np.full((len(fit), len(FIGURES)), np.nan)
+    table = psf_table(scene.psf, size)
     residual = np.empty_like(scene.image) if len(crowded) else scene.image
     for turn in range(rounds):
-        stamps, *slopes = scene.table.gradients(fit.x, fit.y)
+        judge = turn == rounds - 1
+        sources = _sources(scene, fit)
         if len(crowded):
             np.copyto(residual, scene.image)
-            subtract_models(residual, fit, crowded, scene, stamps)
-        last = turn == rounds - 1
-        covariance = sky_covariance(scene, residual, fit) if last else 1.0
-        for block, apart in [(b, True) for b in alone] + [(b, False) for b in together]:
-            psf = stamps[block.rows, middle, middle], slopes[0][block.rows], slopes[1][block.rows]
-            windows = _windows(scene, residual, fit, block.rows, size)
-            if apart:
-                windows = windows[0], None, *windows[2:]
-            errors = (covariance, scene.psf.flux_error_at(fit.x[block.rows], fit.y[block.rows])) if last else None
-            step_block(fit, block, psf, windows, scene.gain, move=move, errors=errors)
+            subtract_models(residual, scene, sources, crowded)
+        pixels = Pixels(scene.image, residual, scene.unusable)
+        covariance = sky_covariance(scene, residual, fit) if judge else 1.0
+        for part, alone in ((lone, True), (groups, False)):
+            step_groups(pixels, sources, part, table, Step(size, 1 / scene.gain, alone, move, judge), figures)
+    fit_errors(fit, figures, covariance, scene.psf.flux_error_at(fit.x, fit.y), moved=move)
+
+
+def _sources(scene: Scene, fit: Fit) -> Sources:
+    """The fit's state for the compiled loops, which change it."""
+    noise, coefficients = sky_variance(scene, fit.x, fit.y), scene.psf.coefficients(fit.x, fit.y)
+    return Sources(fit.x, fit.y, fit.flux, *fit.home, noise, coefficients)
 
 
 def sky_covariance(scene: Scene, residual: F32, fit: Fit) -> float:
@@ -128,17 +126,6 @@ def sky_covariance(scene: Scene, residual: F32, fit: Fit) -> float:
     return float(np.clip(scatter, 1.0, MAX_COVARIANCE))
 
 
-def _windows(scene: Scene, residual: F32, fit: Fit, rows: INT, size: int) -> tuple[F32, F32 | None, F32, BOOL]:
-    """Values, residuals, sky variance (smooth: one value a window) and usable pixels around the sources' pixels."""
-    x, y = fit.x[rows], fit.y[rows]
-    shape = (scene.image.shape[0], scene.image.shape[1])
-    index, inside = window_index(*nearest_pixels(x, y), size, shape)
-    values, left = scene.image.reshape(-1)[index], residual.reshape(-1)[index]
-    usable = inside & ~scene.unusable.reshape(-1)[index]
-    variance = sky_variance(scene, x, y)
-    return values, left, np.broadcast_to(variance[:, None, None], values.shape), usable
-
-
 def sky_variance(scene: Scene, x: F64, y: F64) -> F32:
     """Noise variance (n,) of an empty pixel at places, DN^2: the expected or the measured one, the greater."""
     ix, iy = nearest_pixels(x, y)
@@ -150,18 +137,13 @@ def sky_variance(scene: Scene, x: F64, y: F64) -> F32:
     return variance
 
 
-def subtract_models(image: F32, fit: Fit, rows: INT, scene: Scene, stamps: F32) -> None:
-    """Take models of sources off an image, in place; ``stamps`` (of all) will do for faint ones."""
-    psf = scene.psf
-    peak = 0.8 / max(psf.fwhm, 1) ** 2  # of a Moffat's light in its brightest pixel, roughly
-    flux = np.nan_to_num(fit.flux)
-    bright = flux[rows] * peak > BRIGHT_PEAK * scene.background.sigma
-    for chosen, wide in ((rows[bright], True), (rows[~bright], False)):
-        for start in range(0, len(chosen), BLOCK):
-            part = chosen[start : start + BLOCK]
-            models = psf.stamps(fit.x[part], fit.y[part], STAMP) if wide else stamps[part]
-            models = models * -flux[part].astype(np.float32)[:, None, None]
-            add_stamps(image, *nearest_pixels(fit.x[part], fit.y[part]), models)
+def subtract_models(image: F32, scene: Scene, sources: Sources, rows: INT) -> None:
+    """Take models of sources off an image, in place: of bright ones all the PSF, of others what exceeds the noise."""
+    peak = 0.8 / max(scene.psf.fwhm, 1) ** 2  # of a Moffat's light in its brightest pixel, roughly
+    bright = np.nan_to_num(sources.flux)[rows] * peak > BRIGHT_PEAK * scene.background.sigma
+    near = window_size(scene.psf.fwhm) + SMALL_MARGIN
+    for chosen, size in ((rows[bright], STAMP), (rows[~bright], near)):
+        subtract_sources(image, chosen, sources, psf_table(scene.psf, size), size)
 
 
 def is_crowded(n: int, fwhm: float, area: int) -> bool:
@@ -196,8 +178,7 @@ def fit_sequences(scene: Scene, fit: Fit, mask: U16) -> tuple[Scene, Fit]:
 
 def _residual(scene: Scene, fit: Fit) -> F32:
     residual = scene.image.copy()
-    stamps = scene.table.gradients(fit.x, fit.y)[0]
-    subtract_models(residual, fit, np.arange(len(fit)), scene, stamps)
+    subtract_models(residual, scene, _sources(scene, fit), np.arange(len(fit)))
     return residual
 
 

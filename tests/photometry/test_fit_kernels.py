@@ -1,0 +1,147 @@
+"""The compiled step of the simultaneous fit against dense matrices of whole images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from stream.core.psf import PsfModel, moffat_psf, read_gradients
+from stream.core.psfread import psf_table
+from stream.photometry.groups import Groups, groups_of, lone_groups
+from stream.photometry.kernels import (
+    COVERED,
+    FIGURES,
+    MAX_STEP,
+    PLACE_PRIOR,
+    RIDGE,
+    SKY_PART,
+    VARIANCE,
+    Pixels,
+    Sources,
+    Step,
+    step_groups,
+    subtract_sources,
+)
+
+SHAPE, SIZE, GAIN = (60, 70), 11, 6.0
+# A triple, a pair over the image's corner, and one alone beside bad pixels.
+X = np.array([20.2, 22.9, 25.4, 1.3, 0.2, 50.0])
+Y = np.array([30.1, 31.6, 30.0, 2.2, 0.4, 40.5])
+FLUX = np.array([4000.0, 900.0, 2000.0, 3000.0, 1500.0, 700.0])
+
+
+@dataclass(frozen=True)
+class Case:
+    psf: PsfModel
+    pixels: Pixels
+    sources: Sources
+
+
+def shifted_stamp(psf: PsfModel, x: float, y: float) -> NDArray[np.float64]:
+    """P, dP/dx, dP/dy of a source as whole images (3, ny, nx), within its window."""
+    ix, iy = round(x), round(y)
+    parts = read_gradients(psf.grids([x], [y], SIZE), np.array([x - ix]), np.array([y - iy]), SIZE, psf.oversample)
+    padded = np.zeros((3, SHAPE[0] + 2 * SIZE, SHAPE[1] + 2 * SIZE))
+    low_y, low_x = iy - SIZE // 2 + SIZE, ix - SIZE // 2 + SIZE
+    padded[:, low_y : low_y + SIZE, low_x : low_x + SIZE] = np.concatenate(parts)
+    return padded[:, SIZE:-SIZE, SIZE:-SIZE]
+
+
+@pytest.fixture
+def case() -> Case:
+    rng = np.random.default_rng(5)
+    psf = moffat_psf(2.4, SHAPE)
+    truth = sum(
+        f * psf_image
+        for f, psf_image in zip(FLUX, (shifted_stamp(psf, x, y)[0] for x, y in zip(X, Y, strict=True)), strict=True)
+    )
+    image = (truth + rng.normal(0, 8, SHAPE)).astype(np.float32)
+    unusable = np.zeros(SHAPE, bool)
+    unusable[38:44, 51] = unusable[31, 22] = True
+    x, y, flux = X + rng.normal(0, 0.1, 6), Y + rng.normal(0, 0.1, 6), FLUX * rng.normal(1, 0.1, 6)
+    sources = Sources(x, y, flux, X.copy(), Y.copy(), np.full(6, 64, np.float32), psf.coefficients(x, y))
+    residual = image.copy()
+    subtract_sources(residual, np.arange(6), sources, psf_table(psf, SIZE), SIZE)
+    return Case(psf, Pixels(image, residual, unusable), sources)
+
+
+def plain_step(
+    case: Case, rows: list[int], pairs: list[tuple[int, int]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Change (n, 3) of flux and place of one group, and its fluxes' variances, by matrices of whole images."""
+    sources, n = case.sources, len(rows)
+    designs, weights = [], []
+    light = case.pixels.image.astype(float) - case.pixels.residual
+    weight = np.where(case.pixels.unusable, 0, 1 / (64 + np.maximum(light, 0) / GAIN))
+    for s in rows:
+        design = shifted_stamp(case.psf, sources.x[s], sources.y[s])
+        weights.append(np.where(design[0] != 0, weight, 0))
+        design[1:] *= sources.flux[s]
+        designs.append(design)
+    matrix, right = np.zeros((n, 3, n, 3)), np.zeros((n, 3))
+    for a, s in enumerate(rows):
+        right[a] = (designs[a] * weights[a] * case.pixels.residual).sum(axis=(1, 2))
+        right[a, 1:] += np.array([X[s] - sources.x[s], Y[s] - sources.y[s]]) / PLACE_PRIOR**2
+        for b in range(n):
+            if a == b or (min(rows[a], rows[b]), max(rows[a], rows[b])) in pairs:
+                first = weights[min(a, b)]
+                matrix[a, :, b] = np.einsum("iyx,yx,jyx->ij", designs[a], first, designs[b])
+        matrix[a, 1:, a, 1:] += np.eye(2) / PLACE_PRIOR**2
+        matrix[a, 0, a, 0] *= 1 + RIDGE * (n > 1)
+    inverse = np.linalg.inv(matrix.reshape(3 * n, 3 * n))
+    change = (inverse @ right.ravel()).reshape(n, 3)
+    change[:, 1:] = np.clip(change[:, 1:], -MAX_STEP, MAX_STEP)
+    return change, np.diag(inverse)[::3]
+
+
+def test_a_step_is_that_of_the_normal_equations(case: Case) -> None:
+    groups = groups_of(X, Y, np.arange(6), 2.4)
+    assert np.diff(groups.start).tolist() == [3, 2, 1]
+    start = np.stack([case.sources.flux, case.sources.x, case.sources.y], axis=1).copy()
+    wanted = [
+        plain_step(case, [0, 1, 2], [(0, 1), (1, 2)]),
+        plain_step(case, [3, 4], [(3, 4)]),
+        plain_step(case, [5], []),
+    ]
+    figures = np.full((6, len(FIGURES)), np.nan)
+    step = Step(SIZE, 1 / GAIN, False, True, True)
+    step_groups(case.pixels, case.sources, groups, psf_table(case.psf, SIZE), step, figures)
+    end = np.stack([case.sources.flux, case.sources.x, case.sources.y], axis=1)
+    change = np.concatenate([part[0] for part in wanted])
+    assert end - start == pytest.approx(change, rel=1e-3, abs=1e-4)
+    assert figures[:, VARIANCE] == pytest.approx(np.concatenate([part[1] for part in wanted]), rel=1e-4)
+    assert np.abs(end[:, 0] - FLUX).max() < np.abs(start[:, 0] - FLUX).max()  # and it is one towards the truth
+    assert (figures[[0, 2], COVERED] > 0.95).all()
+    assert (figures[[4, 5], COVERED] < 0.95).all()  # the corner, the bad pixels
+    assert (figures[:, SKY_PART] > 0.1).all()
+    assert (figures[:, SKY_PART] < 1).all()
+
+
+def test_one_alone_needs_no_residual_image(case: Case) -> None:
+    """The model taken off in the window or before in the image: the same step."""
+    table, ends = psf_table(case.psf, SIZE), []
+    for alone in (True, False):
+        copy = Sources(*(column.copy() for column in case.sources))
+        pixels = case.pixels._replace(residual=case.pixels.image) if alone else case.pixels
+        step_groups(
+            pixels,
+            copy,
+            lone_groups(np.array([5])),
+            table,
+            Step(SIZE, 1 / GAIN, alone, True, False),
+            np.empty((6, len(FIGURES))),
+        )
+        ends.append((copy.flux[5], copy.x[5], copy.y[5]))
+    assert ends[0] == pytest.approx(ends[1], rel=1e-5)
+
+
+def test_groups_hold_their_pairs() -> None:
+    groups = groups_of(X, Y, np.arange(6), 2.4)
+    assert isinstance(groups, Groups)
+    assert sorted(groups.members.tolist()) == list(range(6))
+    assert [groups.members[i] for i in groups.first] == [0, 1, 3]
+    assert [groups.members[i] for i in groups.second] == [1, 2, 4]
+    assert groups.pair_start.tolist() == [0, 2, 3, 3]
