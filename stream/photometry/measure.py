@@ -13,6 +13,7 @@ from stream.core.errors import PhotometryError
 from stream.core.flags import BAD_BITS, Mask
 from stream.core.psf import PsfModel
 from stream.core.records import APERTURE_DIAMETERS, F32, SOURCE_DTYPE, U16, Background, Table
+from stream.photometry.apertures import aperture_fluxes
 from stream.photometry.detect import NOT_DETECTED_BITS
 from stream.photometry.fit import Fit
 from stream.photometry.groups import has_neighbour
@@ -136,11 +137,10 @@ def _apertures(table: Table, sky_off: F32, unusable: BOOL, background: Backgroun
     ix, iy = nearest_pixels(table["x"], table["y"])
     ny, nx = sky_off.shape
     sky = background.rms[np.clip(iy, 0, ny - 1), np.clip(ix, 0, nx - 1)].astype(float)
-    for k, diameter in enumerate(APERTURE_DIAMETERS):
-        flux, _, flag = sep.sum_circle(sky_off, table["x"], table["y"], diameter / 2, mask=unusable, subpix=0)
-        flux = np.where((flag & sep.APER_ALLMASKED) != 0, np.nan, flux)
-        table["ap_flux"][:, k] = flux
-        table["ap_err"][:, k] = np.sqrt(np.pi / 4 * diameter**2 * sky**2 + np.maximum(flux, 0) / gain)
+    diameters = np.array(APERTURE_DIAMETERS, float)
+    flux = aperture_fluxes(sky_off, unusable, table["x"], table["y"], tuple(diameters / 2))
+    table["ap_flux"] = flux
+    table["ap_err"] = np.sqrt(np.pi / 4 * diameters**2 * sky[:, None] ** 2 + np.maximum(flux, 0) / gain)
 
 
 def aperture_corrections(sources: Table) -> ApertureCorrections:
