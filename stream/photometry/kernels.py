@@ -120,7 +120,7 @@ def _window(
 
 
 @compiled
-def _own_equations(design: F32, window: F32, flux: float, normal: F64, right: F64) -> None:
+def own_equations(design: F32, window: F32, flux: float, normal: F64, right: F64) -> None:
     """Normal matrix (3, 3) and right side (3,) of flux and place; ``design`` (3, n) the PSF and its slopes."""
     p, px, py = design[0], design[1], design[2]
     weight, residual = window[0], window[1]
@@ -181,7 +181,7 @@ def _coupling(design: F32, weight: F32, other: F32, offset: tuple[int, int], siz
 
 
 @compiled
-def _eliminate(matrix: F64, n: int, columns: int) -> None:
+def eliminate(matrix: F64, n: int, columns: int) -> None:
     """Solve in place: ``matrix`` (n, n + columns) holds the equations and then right sides, which become solutions.
 
     Gauss's elimination with partial pivoting; a pivot of nothing leaves infinities.
@@ -301,7 +301,7 @@ def _own_blocks(sources: Sources, members: INT, step: Step, memory: _Memory, mat
     windows = memory.window.reshape((memory.design.shape[0], 2, size * size))
     for a in range(len(members)):
         s = members[a]
-        _own_equations(flat[a], windows[a], sources.flux[s], normal, right)
+        own_equations(flat[a], windows[a], sources.flux[s], normal, right)
         memory.information[a] = normal[0, 0]
         if not normal[0, 0] > 0:
             normal[:] = 0
@@ -395,6 +395,6 @@ def step_groups(pixels: Pixels, sources: Sources, groups: Groups, table: PsfTabl
         for q in range(groups.pair_start[g], groups.pair_start[g + 1]):
             a, b = groups.first[q] - low, groups.second[q] - low
             _couple(sources, (a, b), (members[a], members[b]), step, memory, matrix)
-        _eliminate(matrix, n, sides)
+        eliminate(matrix, n, sides)
         for a in range(k):
             _move(sources, members[a], a, step, memory, matrix, figures)

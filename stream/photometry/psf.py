@@ -10,6 +10,7 @@ centre cannot blur the model. The result is sampled onto the grid of ``PsfModel`
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -19,8 +20,10 @@ from scipy import linalg
 from scipy.interpolate import BSpline
 
 from stream.core.errors import PhotometryError
-from stream.core.psf import STAMP, PsfModel, polynomial_terms, read_gradients
+from stream.core.psf import STAMP, PsfModel, polynomial_terms
+from stream.core.psfread import PsfTable, psf_table
 from stream.core.records import F32, U16, Background, Table
+from stream.photometry.psfkernels import Functions, Noise, Stars, Windows, fit_single_stars, star_rows
 from stream.photometry.stars import F64, StarStamps, aperture_sums, select_stars
 
 MIN_STARS = 10
@@ -46,7 +49,8 @@ _DX, _DY = _OFFSET % STAMP - STAMP // 2, _OFFSET // STAMP - STAMP // 2
 DISC = np.flatnonzero(np.hypot(_DX, _DY) < 12.5)
 DISC_X, DISC_Y = _DX[DISC], _DY[DISC]
 TURN_STARS = (60, 150, 1000)  # enough for the first, constant solution, and for the second that judges the stars
-CLIP = 5.0  # residuals beyond this many sigma are cut there
+FIT_SIZE = 11  # px, of the core from which single stars are fitted
+STRAY = 4  # px more than a window that a table of the PSF holds: a star may stray by 1.3 px from its middle pixel
 # A star whose residuals exceed the typical ones by this many robust sigma is a blend or a galaxy.
 REJECT = 4.0
 
@@ -103,7 +107,7 @@ def build_psf(
         used = np.arange(min(len(sample), TURN_STARS[turn]))
         model = _solve(
             model, profile, sample[used], variance[chosen[used]], (x[used], y[used], flux[used]),
-            (gain, model_error), degree,
+            (gain, model_error), degree, last=turn == len(MODEL_ERRORS) - 1,
         )  # fmt: skip
     ny, nx = shape
     gx, gy = np.meshgrid((np.arange(3) + 0.5) * nx / 3, (np.arange(3) + 0.5) * ny / 3)
@@ -195,31 +199,14 @@ def _round_model(profile: _Profile, shape: tuple[int, int]) -> PsfModel:
 def _fit_stars(
     model: PsfModel, stamps: StarStamps, variance: F32, gain: float, model_error: _ModelError
 ) -> tuple[F64, F64, F64, F64]:
-    """Place, flux and reduced chi-square (11 x 11 core, model error allowed for) of each star."""
-    size = 11
-    cut = slice(STAMP // 2 - size // 2, STAMP // 2 + size // 2 + 1)
-    values, usable, noise = stamps.values[:, cut, cut], stamps.usable[:, cut, cut], variance[:, cut, cut]
-    grids = model.grids(stamps.x, stamps.y, size)
-    x, y = stamps.x.copy(), stamps.y.copy()
-    flux = np.maximum(values.sum(axis=(1, 2)), 1.0).astype(float)
-    misfit = np.zeros(len(x))
-    for _ in range(4):
-        p, px, py = read_gradients(grids, x - stamps.ix, y - stamps.iy, size, model.oversample)
-        light = np.maximum(np.maximum(flux, 1)[:, None, None].astype(np.float32) * p, 0)
-        weight = usable / (noise + light / gain + model_error.variance(light))
-        design = np.stack([p, flux[:, None, None] * px, flux[:, None, None] * py], axis=1).reshape(len(x), 3, -1)
-        weighted = design * weight.reshape(len(x), 1, -1)
-        residual = (values - flux[:, None, None] * p).reshape(len(x), -1, 1)
-        normal = weighted @ design.transpose(0, 2, 1)
-        normal += np.eye(3) * np.array([1e-12, 1.0, 1.0])  # a prior of one px keeps hopeless stars in place
-        step = np.linalg.solve(normal.astype(float), (weighted @ residual).astype(float))[..., 0]
-        misfit = (weight.reshape(len(x), -1) * residual[..., 0] ** 2).sum(axis=1) / np.maximum(
-            usable.sum(axis=(1, 2)) - 3, 1
-        )
-        flux = flux + step[:, 0]
-        x = np.clip(x + np.clip(step[:, 1], -0.3, 0.3), stamps.x - 0.8, stamps.x + 0.8)
-        y = np.clip(y + np.clip(step[:, 2], -0.3, 0.3), stamps.y - 0.8, stamps.y + 0.8)
-    return x, y, flux, misfit
+    """Place, flux and reduced chi-square (core, model error allowed for) of each star."""
+    low, high = STAMP // 2 - FIT_SIZE // 2, STAMP // 2 + FIT_SIZE // 2 + 1
+    flux = np.maximum(stamps.values[:, low:high, low:high].sum(axis=(1, 2)), 1.0).astype(float)
+    stars = Stars(stamps.x - stamps.ix, stamps.y - stamps.iy, flux, model.coefficients(stamps.x, stamps.y))
+    misfit, noise = np.zeros(len(flux)), Noise(gain, model_error.part, model_error.floor)
+    windows = Windows(stamps.values, stamps.usable, variance)
+    fit_single_stars(windows, stars, psf_table(model, FIT_SIZE + STRAY), noise, FIT_SIZE, misfit)
+    return stamps.ix + stars.dx, stamps.iy + stars.dy, stars.flux, misfit
 
 
 def _consistent(misfit: F64, flux: F64) -> NDArray[np.bool_]:
@@ -241,6 +228,7 @@ class _Basis:
     gauge: F64  # (3, n_functions): flux, x and y that each function imitates
 
 
+@lru_cache(maxsize=4)
 def _basis(profile: _Profile) -> _Basis:
     """Cubic B-splines in r, mirrored at r = 0 and tapered as r^m there, for the angular orders 0 to 4."""
     knots = np.array(KNOTS) * profile.fwhm
@@ -251,6 +239,7 @@ def _basis(profile: _Profile) -> _Basis:
     r = np.arange(0, (RADIUS + 2) * np.sqrt(2) + TABLE_STEP, TABLE_STEP)
     columns: list[F64] = []
     labels: list[tuple[int, int, bool]] = []
+    splines: dict[int, tuple[F64, F64]] = {}
     for m, reach in ANGULAR_REACH.items():
         taper = (r**2 / (r**2 + (0.5 * profile.fwhm) ** 2)) ** (m // 2)
         first = len(columns)
@@ -258,9 +247,10 @@ def _basis(profile: _Profile) -> _Basis:
             middle = spread[k + 2]
             if middle < -1e-9 or (m % 2 and middle < 1e-9) or middle > knots[min(reach, n) - 1] + 1e-9:
                 continue
-            spline = BSpline.basis_element(spread[k : k + 5], extrapolate=False)
-            sign = -1.0 if m % 2 else 1.0
-            value = (np.nan_to_num(spline(r)) + sign * np.nan_to_num(spline(-r))) * taper
+            if k not in splines:
+                spline = BSpline.basis_element(spread[k : k + 5], extrapolate=False)
+                splines[k] = np.nan_to_num(spline(r)), np.nan_to_num(spline(-r))
+            value = (splines[k][0] + (-splines[k][1] if m % 2 else splines[k][1])) * taper
             columns.append(value / max(float(value.max()), 1e-6))
         profiles = range(first, len(columns))
         labels += [(k, m, False) for k in profiles] + [(k, m, True) for k in profiles if m]
@@ -296,6 +286,14 @@ def _gauge(
     return np.stack(rows)
 
 
+def _tabulated(profile: _Profile, basis: _Basis) -> Functions:
+    """The basis for the compiled loops: columns of one angle are neighbours."""
+    angle = np.maximum(2 * basis.order - 1 + basis.sine, 0)
+    edges = np.searchsorted(angle, np.arange(angle[-1] + 2))
+    first = profile(np.arange(len(basis.table)) * TABLE_STEP)
+    return Functions(basis.table, np.asarray(first, np.float64), 1 / TABLE_STEP, edges)
+
+
 def _evaluate(basis: _Basis, r: NDArray[np.floating], phi: NDArray[np.floating]) -> F32:
     """All functions at polar places (n,), (n, n_functions), float32."""
     rows = np.minimum(np.rint(r / TABLE_STEP).astype(np.intp), len(basis.table) - 1)
@@ -317,20 +315,22 @@ def _solve(
     fit: tuple[F64, F64, F64],
     noise_figures: tuple[float, _ModelError],
     degree: int,
+    *,
+    last: bool,
 ) -> PsfModel:
-    """One linear solution for all coefficients, flux and place of each star eliminated."""
+    """One linear solution for all coefficients, flux and place of each star eliminated; errors with the ``last``."""
     x, y, flux = fit
-    basis = _basis(profile)
-    n_functions = len(basis.order)
-    gram = np.empty((len(x), n_functions, n_functions), np.float32)
-    rhs = np.empty((len(x), n_functions), np.float32)
-    for start in range(0, len(x), BLOCK):
-        part = np.arange(start, min(start + BLOCK, len(x)))
-        gram[part], rhs[part] = _star_equations(
-            model, (profile, basis), stamps[part], variance[part], (x[part], y[part], flux[part]), noise_figures
-        )
+    basis, (gain, model_error) = _basis(profile), noise_figures
+    stars = Stars(x - stamps.ix, y - stamps.iy, flux, model.coefficients(x, y))
+    blocks = _star_equations(
+        Windows(stamps.values, stamps.usable, variance), stars, psf_table(model, STAMP + STRAY),
+        Noise(gain, model_error.part, model_error.floor), _tabulated(profile, basis),
+    )  # fmt: skip
+    gram, rhs = (np.concatenate(part) for part in zip(*blocks, strict=True))
     coefficients, factor = _normal_solution(basis, gram, rhs, polynomial_terms(x, y, model.shape, degree))
     solved = _sample(profile, basis, coefficients, model.oversample, model.shape, degree, len(x))
+    if not last:
+        return solved
     errors = _flux_errors(solved, basis, factor)
     share = np.convolve(np.ones(ERROR_NODES - 1), [0.5, 0.5]) / (ERROR_NODES - 1)  # of the image, of a row of nodes
     mean = float(np.sqrt(share @ errors**2 @ share))
@@ -356,38 +356,18 @@ def _flux_errors(model: PsfModel, basis: _Basis, factor: tuple[F64, bool]) -> F6
 
 
 def _star_equations(
-    model: PsfModel,
-    shape_of: tuple[_Profile, _Basis],
-    stamps: StarStamps,
-    variance: F32,
-    fit: tuple[F64, F64, F64],
-    noise_figures: tuple[float, _ModelError],
-) -> tuple[F32, F32]:
-    """Each star's normal matrix and right side for the corrections, its own flux and place projected out."""
-    (profile, basis), (x, y, flux), (gain, model_error) = shape_of, fit, noise_figures
-    n = len(x)
-    fx, fy = x - stamps.ix, y - stamps.iy
-    grids = model.grids(x, y)
-    p, px, py = (a.reshape(n, -1)[:, DISC] for a in read_gradients(grids, fx, fy, STAMP, model.oversample))
-    values, usable, sky_noise = (a.reshape(n, -1)[:, DISC] for a in (stamps.values, stamps.usable, variance))
-    dx, dy = (DISC_X - fx[:, None]).astype(np.float32), (DISC_Y - fy[:, None]).astype(np.float32)
-    r = np.hypot(dx, dy)
-    functions = _evaluate(basis, r.ravel(), np.arctan2(dy, dx).ravel()).reshape(n, DISC.size, -1)
-    scale = flux.astype(np.float32)[:, None]
-    light = np.maximum(p, 0)
-    noise = (sky_noise + scale * light / np.float32(gain)) / scale**2 + model_error.variance(light)
-    # Residuals against the round first profile; what goes far beyond the noise is cut at the last model.
-    bound = CLIP * np.sqrt(noise)
-    target = p + np.clip(values / scale - p, -bound, bound) - profile(r)
-    root = np.sqrt(usable / noise)[..., None].astype(np.float32)
-    functions *= root
-    nuisance = np.stack([p, px, py], axis=-1) * root
-    right = target[..., None].astype(np.float32) * root
-    q, _ = np.linalg.qr(nuisance)
-    functions -= q @ (q.transpose(0, 2, 1) @ functions)
-    transposed = functions.transpose(0, 2, 1)
-    right -= q @ (q.transpose(0, 2, 1) @ right)
-    return transposed @ functions, (transposed @ right)[..., 0]
+    windows: Windows, stars: Stars, table: PsfTable, noise: Noise, shape: Functions
+) -> Iterator[tuple[F32, F32]]:
+    """Normal matrices and right sides for the corrections, flux and place projected out, of ``BLOCK`` stars a time."""
+    n, n_functions = len(stars.flux), shape.table.shape[1]
+    rows = np.empty((min(BLOCK, n), DISC.size, n_functions), np.float32)
+    right = np.empty(rows.shape[:2], np.float32)
+    for start in range(0, n, BLOCK):
+        part = slice(start, min(start + BLOCK, n))
+        k = part.stop - start
+        star_rows(windows.part(part), stars.part(part), table, noise, shape, DISC, rows[:k], right[:k])
+        transposed = rows[:k].transpose(0, 2, 1)
+        yield transposed @ rows[:k], (transposed @ right[:k, :, None])[..., 0]
 
 
 def _normal_solution(basis: _Basis, gram: F32, rhs: F32, terms: F64) -> tuple[F64, tuple[F64, bool]]:
