@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -27,15 +28,17 @@ from typing import Any
 import bad_packets as bad
 
 from stream.alert import LEDGER, read_packet, write_packet
-from stream.archive import ProductStore, iterate_alerts
+from stream.archive import ProductStore, alert_index, archived_nights, iterate_alerts, iterate_packets
 from stream.core.errors import Retriable, UsageError, ZtfError
 from stream.engine.access import make_ready
+from stream.engine.archive_worker import ALERT_TOPICS
 from stream.engine.config import Settings, load_settings
 from stream.engine.deadletters import list_letters
 from stream.engine.embedded_kafka import EmbeddedKafka
 from stream.engine.embedded_redis import EmbeddedRedis
 from stream.engine.gather import NightReader
-from stream.engine.kafka import make_admin, read_to_end
+from stream.engine.kafka import RawMessage, make_admin, read_to_end
+from stream.engine.lag import lags, stage_work
 from stream.engine.rebuild import ensure_state, rebuild_state
 from stream.engine.state import connect
 from stream.engine.supervise import Child, Supervisor
@@ -53,6 +56,7 @@ WORST_BEGUN = 3  # kills of quadrant workers spare an input begun so often: five
 EXPOSURE_SECONDS, NIGHT_EXPOSURES, NIGHTS_APART = 60.0, 40, 100.0 * 86_400.0
 CORRUPT_EVERY = 6  # every so manieth packet is hurt
 QUADRANTS = 4  # of a packet; each ends in a quality record, hurt ones too
+ALERT_TOPIC = re.compile(ALERT_TOPICS)
 # zsds.trackid says whether `link` was faster than `enrich`; all of LEDGER is wall clock. Nothing else may differ.
 MAY_DIFFER = (*LEDGER, "trackid")
 
@@ -83,13 +87,14 @@ class Verdict:
     differ: dict[int, list[str]] = field(default_factory=dict)  # candid -> fields
     products: list[str] = field(default_factory=list)  # paths whose bytes differ
     letters: list[str] = field(default_factory=list)  # dead letters that the clean run does not have
+    archive: str = ""  # in what the archive is not what left, if anything
     restarts: int = 0
     seconds: float = 0.0
 
     @property
     def ok(self) -> bool:
         """Nothing lost, nothing twice, the same bytes."""
-        wrong = (self.lost, self.foreign, self.differ, self.products, self.letters)
+        wrong = (self.lost, self.foreign, self.differ, self.products, self.letters, self.archive)
         return not any(wrong) and not any(found for topics in self.twice.values() for found in topics.values())
 
     def recoveries(self) -> list[float]:
@@ -202,10 +207,11 @@ class Torture:
         if striking and working and now >= self._next and not self._undo:
             self._strike(self.plan[len(self.struck)])
             self._next = time.monotonic() + self._random.uniform(*self._pace)
-        if not striking and not self._undo and not self._open() and self._published():
+        if not striking and not self._undo and not self._open() and self._published() and self._archived():
             self.supervisor.stop()
         if now - self._progress > self._patience:
-            self.stalled = f"nothing came for {self._patience:.0f} s; open: {[p.name for p in self._open()]}"
+            self.stalled = f"nothing came for {self._patience:.0f} s; open: {[p.name for p in self._open()]}, "
+            self.stalled += f"all published: {self._published()}, all archived: {self._archived()}"
             self.supervisor.stop()
 
     def _read(self) -> None:
@@ -226,6 +232,15 @@ class Torture:
         gathered = self._reader.gathered
         sent = {packet["candid"] for packets in gathered.alerts.values() for packet in packets}
         return len(sent) >= gathered.n_expected
+
+    def _archived(self) -> bool:
+        """Whether the archive worker has dealt with everything that left."""
+        nightly = [name for name in self._reader.gathered.alerts if ALERT_TOPIC.match(name)]
+        work = {"archive": stage_work(self.world.settings, nightly)["archive"]}
+        try:
+            return lags(self.world.settings, work)["archive"] == 0
+        except Retriable:
+            return False
 
     # -- faults --------------------------------------------------------------------------------------------------
 
@@ -379,6 +394,7 @@ def judge(world: World, packets: Packets, clean: Path, verdict: Verdict) -> Verd
     existing = sorted(make_admin(world.settings).list_topics(timeout=15).topics)
     kinds = {topic: spec for topic in existing if (spec := topics.spec_of(topic)) is not None and spec.carries_alerts}
     lost: set[int] = set()
+    sent: dict[int, RawMessage] = {}  # by candid, of the nightly topics
     for level in ("read_committed", "read_uncommitted"):
         counts: dict[str, Counter[int]] = defaultdict(Counter)
         for topic, spec in kinds.items():
@@ -387,6 +403,8 @@ def judge(world: World, packets: Packets, clean: Path, verdict: Verdict) -> Verd
                 record = read_packet(message.value)
                 candid = record["candid"]
                 counts[group][candid] += 1
+                if spec.nightly:
+                    sent[candid] = message
                 compared = spec.nightly and level == "read_uncommitted" and candid in wanted
                 if compared and comparable(record) != comparable(wanted[candid]):
                     verdict.differ[candid] = different(record, wanted[candid])
@@ -402,6 +420,7 @@ def judge(world: World, packets: Packets, clean: Path, verdict: Verdict) -> Verd
     verdict.lost = sorted(lost)
     verdict.products = _products(Path(world.settings.store), clean)
     verdict.letters = _letters(world)
+    verdict.archive = _archive(ProductStore(str(world.settings.store)), sent)
     for i, fault in enumerate(verdict.faults):
         if fault.kind == "kill pixels" and fault.victim.startswith("pixels"):
             seconds = _recovery(world.folder / "logs" / f"{fault.victim}.log", fault.at)
@@ -425,6 +444,29 @@ def _products(streamed: Path, clean: Path) -> list[str]:
             if not other.is_file() or _digest(other) != _digest(path):
                 wrong.append(str(path.relative_to(clean)))
     return wrong
+
+
+def _archive(store: ProductStore, sent: dict[int, RawMessage]) -> str:
+    """In what the archive differs from the nightly topics: each packet once, byte for byte, and where it was."""
+    kept = {candid: packet for night in archived_nights(store) for candid, packet in iterate_packets(store, night)}
+    places = {
+        row["candid"]: (row["topic"], row["partition"], row["kafka_offset"], row["sha256"])
+        for night in archived_nights(store)
+        for program in range(4)
+        for row in alert_index(store, night, program)
+    }
+    wrong = {
+        "missing": len(sent.keys() - kept.keys()),
+        "never sent": len(kept.keys() - sent.keys()),
+        "other bytes": sum(candid in sent and packet != sent[candid].value for candid, packet in kept.items()),
+        "other place": sum(
+            places[candid] != (m.topic, m.partition, m.offset, hashlib.sha256(m.value).hexdigest())
+            for candid, m in sent.items()
+            if candid in places
+        ),
+        "not in the index": len(sent.keys() - places.keys()),
+    }
+    return ", ".join(f"{count} {what}" for what, count in wrong.items() if count)
 
 
 def _digest(path: Path) -> str:
