@@ -83,9 +83,9 @@ def table(faults: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def one_round(number: int, plan: list[str], night: Path, run: Path, options: argparse.Namespace) -> dict[str, Any]:
+def one_round(faults: int, seed: int, night: Path, run: Path, options: argparse.Namespace) -> dict[str, Any]:
     """A world of its own for some faults, and its verdict as a table; ``crashed`` if it had none."""
-    seed = options.seed + 1000 * number  # of whom the faults strike and when
+    plan = [options.only] * faults if options.only else fault_plan(faults, seed)
     store, packets = sibling(night, run / "store"), Packets(min((night / "raw" / "sci").iterdir()), run / "packets")
     started, until = time.monotonic(), options.started + 60.0 * options.minutes
     try:
@@ -102,7 +102,7 @@ def one_round(number: int, plan: list[str], night: Path, run: Path, options: arg
         return {"folder": str(run), "ok": False, "crashed": f"{type(error).__name__}: {error}", "faults": []}
     twice = {level: sum(map(len, topics.values())) for level, topics in verdict.twice.items()}
     tell(
-        f"round {number}, seed {seed}: {len(verdict.faults)} faults, {restarts} restarts, {packets.corrupt} of "
+        f"seed {seed}: {len(verdict.faults)} faults, {restarts} restarts, {packets.corrupt} of "
         f"{verdict.packets} packets hurt, {verdict.expected} alerts expected: {len(verdict.lost)} lost, {twice} twice, "
         f"{len(verdict.foreign)} foreign, {len(verdict.differ)} packets and {len(verdict.products)} products differ, "
         f"archive: {verdict.archive or 'as sent'}, {len(verdict.letters)} dead letters of ours; {verdict.seconds:.0f} s"
@@ -142,7 +142,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=200, help="how many faults strike")
     parser.add_argument("--round", type=int, default=100, help="faults after which it is judged, in a new world each")
-    parser.add_argument("--seed", type=int, default=1, help="of the faults and when they strike")
+    parser.add_argument("--seed", type=int, default=1, help="of the first round; the next has 1000 more")
     parser.add_argument("--only", choices=sorted(WEIGHTS), help="nothing but this kind of fault")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop striking after so long")
     parser.add_argument("--pace", type=float, nargs=2, default=(1.0, 3.0), help="seconds between faults, from to")
@@ -152,14 +152,14 @@ def main() -> int:
     options.started = time.time()
     folder = options.folder.resolve()
     night = prepared(folder)
-    run = folder / f"seed{options.seed}-{int(time.time())}"
+    run = folder / f"run-{int(time.time())}"
     logs.configure(load_settings(environ={}, log_level="error"), "torture")
-    plan = [options.only] * options.faults if options.only else fault_plan(options.faults, options.seed)
     rounds: list[dict[str, Any]] = []
-    while plan and time.time() < options.started + 60.0 * options.minutes:
-        number = len(rounds) + 1
-        now, plan = plan[: options.round], plan[options.round :]
-        rounds.append(one_round(number, now, night, run / f"round{number}", options))
+    left = options.faults
+    while left and time.time() < options.started + 60.0 * options.minutes:
+        seed, faults = options.seed + 1000 * len(rounds), min(left, options.round)
+        left -= faults
+        rounds.append(one_round(faults, seed, night, run / f"seed{seed}", options))
         together = summary(rounds)
         tell(f"so far: {json.dumps(together)}")
         if options.out:
