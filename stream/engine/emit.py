@@ -62,6 +62,9 @@ HEADER_ROOM = 8_192  # bytes that key, headers and framing of one message may ta
 # A request that a killed predecessor had on the wire may reach the log after we look; loopback needs milliseconds.
 SETTLE = 0.5
 
+# Milliseconds. Nobody waits for it: the flush that ends a batch sends at once. Until then alerts gather to requests of
+# up to a megabyte, which cost the broker a third less an alert than those of five milliseconds.
+LINGER = 50
 PAUSE_MARGIN = 2.0  # seconds before the session's end at which a process that stood still must not trust it any more
 
 
@@ -172,7 +175,7 @@ class Emitter:
         BrokerUnavailable, Fenced
             What has left cannot be known in this process any more: start again, the scan will tell.
         """
-        self._sender = Sender(make_producer(self.settings, self.name))
+        self._sender = Sender(make_producer(self.settings, self.name, linger_ms=LINGER))
         self._sender.on_delivered(self._delivered)
         self._admin = make_admin(self.settings)
         self._consumer = make_consumer(
