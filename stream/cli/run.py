@@ -44,10 +44,14 @@ def run(
 def worker(
     kind: Annotated[str, typer.Argument(help="pixels, score, enrich, link, monitor, emit, archive or nights.")],
     index: Annotated[int, typer.Option(help="Which worker of its kind on this machine: 0, 1, ...")] = 0,
+    stand_in: Annotated[
+        bool, typer.Option("--stand-in", help="Load everything, then wait on standard input to be told which worker.")
+    ] = False,
 ) -> None:
     """Be one worker, until SIGTERM: for process managers and clusters. Configured by ZTF_* variables."""
     from stream.engine.config import load_settings
     from stream.engine.embedded import located
-    from stream.engine.workers import work
+    from stream.engine.workers import stand_by, work
 
-    raise typer.Exit(work(kind, index, located(load_settings())))
+    settings = located(load_settings())
+    raise typer.Exit(stand_by(kind, settings) if stand_in else work(kind, index, settings))

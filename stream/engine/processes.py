@@ -44,10 +44,12 @@ def spawn(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     parent_death: signal.Signals = signal.SIGTERM,
+    piped: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start ``argv`` (absolute program path first) as a child that receives ``parent_death`` when we die.
 
-    Output goes to ``log`` (appended), or where ours goes. ``env`` is added to the inherited environment.
+    Output goes to ``log`` (appended), or where ours goes. ``env`` is added to the inherited environment. ``piped``:
+    with a standard input that we write to.
     """
     if threading.current_thread() is not threading.main_thread():
         # The kernel would end the child when this thread ends, minutes later and without a trace.
@@ -55,14 +57,15 @@ def spawn(
     launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), str(int(parent_death))]
     merged = {**os.environ, **env} if env else None
     if log is None:
-        return subprocess.Popen([*launcher, *argv], env=merged, cwd=cwd, start_new_session=True)
+        source = subprocess.PIPE if piped else None
+        return subprocess.Popen([*launcher, *argv], env=merged, cwd=cwd, stdin=source, start_new_session=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
         return subprocess.Popen(
             [*launcher, *argv],
             env=merged,
             cwd=cwd,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,

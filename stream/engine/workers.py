@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from threadpoolctl import threadpool_limits
 
@@ -18,6 +22,9 @@ from stream.engine.heartbeat import Heartbeat
 from stream.engine.state import Attempts, connect
 from stream.engine.supervise import Child
 from stream.engine.watchdog import leave
+
+if TYPE_CHECKING:
+    from stream.quadrants import QuadrantTask
 
 RECORD_WORKERS = ("score", "enrich", "link", "monitor")
 WORKERS = ("pixels", *RECORD_WORKERS, "emit", "archive", "nights")
@@ -54,6 +61,27 @@ def work(kind: str, index: int, settings: Settings) -> int:
     return 0
 
 
+def stand_by(kind: str, settings: Settings) -> int:
+    """Have in memory what a worker of this kind needs, wait for an order on standard input, be that worker.
+
+    The order is a line of JSON with ``index`` and ``log``, the file that everything said from then on is added to. At
+    the end of the input without one the process leaves. Returns the exit status.
+    """
+    if kind != "pixels":
+        raise UsageError(f"no stand-in for {kind!r}: only quadrant workers have one")
+    _quadrant_task(settings)
+    _warm()
+    line = sys.stdin.readline()
+    if not line.strip():
+        return 0
+    order = json.loads(line)
+    with open(order["log"], "ab") as log:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(log.fileno(), stream.fileno())
+    return work(kind, order["index"], settings)
+
+
 def children(settings: Settings) -> list[Child]:
     """The worker processes of a whole system on this machine, for a ``Supervisor``; each logs to a file of its own."""
     counts = {"pixels": settings.pixel_workers, "emit": settings.emit_workers, "archive": 1, "nights": 1}
@@ -65,8 +93,12 @@ def children(settings: Settings) -> list[Child]:
     for kind in WORKERS:
         for index in range(counts.get(kind, settings.record_workers)):
             argv = (sys.executable, "-m", "stream.cli", "worker", kind, "--index", str(index))
-            env = admin if kind == "nights" else plain
-            found.append(Child(f"{kind}-{index}", argv, env, folder / f"{kind}-{index}.log"))
+            env, name = admin if kind == "nights" else plain, f"{kind}-{index}"
+            child = Child(name, argv, env, folder / f"{name}.log")
+            if kind == "pixels":
+                order = json.dumps({"index": index, "log": str(child.log)})
+                child = replace(child, stand_in=(*argv[:5], "--stand-in"), order=order)
+            found.append(child)
     return found
 
 
@@ -75,12 +107,11 @@ def _until_told(stop: Callable[[], None]) -> None:
         signal.signal(name, lambda *_: stop())
 
 
-def _pixels(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
+def _quadrant_task(settings: Settings) -> QuadrantTask:
+    """The science of a quadrant worker, with everything imported."""
     from stream.archive import ProductStore, StoreInputs
     from stream.calibrate import CalibrateSettings
-    from stream.engine.lanes import Lanes
-    from stream.engine.pixel_worker import PixelWorker
-    from stream.engine.quadrant_messages import QuadrantProcess
+    from stream.engine import lanes, pixel_worker, quadrant_messages  # noqa: F401
     from stream.fakes import FakeSettings
     from stream.pipeline import ScienceSettings
     from stream.quadrants import QuadrantTask
@@ -91,7 +122,25 @@ def _pixels(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
         camera=camera_named(settings.camera), profile=settings.cut_profile, candid_version=settings.candid_version,
         fakes=FakeSettings(share=settings.fakes_share) if settings.fakes_share > 0 else None, calibrate=how,
     )  # fmt: skip
-    task = QuadrantTask(store, StoreInputs(store), science)
+    return QuadrantTask(store, StoreInputs(store), science)
+
+
+def _warm() -> None:
+    """Load and compute what a process's first quadrant would have to: 0.8 s of its 1.6."""
+    import pyarrow.dataset  # noqa: F401  # reading a table imports it
+
+    from stream.calibrate.sharpness import WIDTHS, filters
+
+    for width in WIDTHS:
+        filters(width)
+
+
+def _pixels(index: int, settings: Settings, heartbeat: Heartbeat) -> None:
+    from stream.engine.lanes import Lanes
+    from stream.engine.pixel_worker import PixelWorker
+    from stream.engine.quadrant_messages import QuadrantProcess
+
+    task = _quadrant_task(settings)
     attempts = Attempts(connect(settings))
     with heartbeat:
         lanes = Lanes(settings, settings.group("pixels"))

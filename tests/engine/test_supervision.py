@@ -222,3 +222,69 @@ def test_a_program_that_never_answers_is_told(tmp_path):
             processes.wait_ready(process, lambda: False, log, "the program", 0.3)
     finally:
         processes.stop(process, 2.0)
+
+
+# Becomes whom it is told to be, and says so.
+STAND_IN = """
+import sys, time
+print('ready', flush=True)
+print('I am', sys.stdin.readline(), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_stand_in_takes_the_place_of_the_dead_and_is_followed_by_another(tmp_path):
+    logs = {name: tmp_path / name for name in ("a", "b")}
+    killed: list[int] = []
+    seen: list[dict[str, int]] = []
+
+    def said(word: str) -> int:
+        return sum(log.read_text().count(word) for log in logs.values() if log.exists())
+
+    def watch() -> None:
+        now = supervisor.pids()
+        ready = "stand-in:a" in now and said("ready") == len(killed) + 1 and said("up") == 2
+        if ready and said("I am") == len(killed):
+            seen.append(now)
+            if len(killed) == 2:
+                supervisor.stop()
+            else:
+                killed.append(now["ab"[len(killed)]])
+                os.kill(killed[-1], signal.SIGKILL)
+
+    children = [
+        Child(name, python(SLEEPER), log=log, stand_in=python(STAND_IN), order=f"another {name}")
+        for name, log in logs.items()
+    ]
+    supervisor = Supervisor(children, watch=watch, stand_in_after=0.2)
+    assert supervisor.run() == 2
+    first, second, third = seen
+    assert second["a"] == first["stand-in:a"]
+    assert second["b"] == first["b"]
+    assert third["b"] == second["stand-in:a"]
+    assert "I am another a" in logs["a"].read_text()  # in the log of the one that started it: it has not moved yet
+    assert "I am another b" in logs["a"].read_text()
+    for pid in {*first.values(), *second.values(), *third.values()}:
+        assert gone(pid)
+
+
+def test_a_stand_in_that_died_while_it_waited_is_replaced_by_a_plain_start(tmp_path):
+    log = tmp_path / "log"
+    done: list[str] = []
+
+    def watch() -> None:
+        now = supervisor.pids()
+        if not done and "stand-in:a" in now and log.exists() and "ready" in log.read_text():
+            done.append("killed")
+            os.kill(now["stand-in:a"], signal.SIGKILL)
+            os.kill(now["a"], signal.SIGKILL)
+        elif done and log.read_text().count("up") == 2:
+            supervisor.stop()
+
+    child = Child("a", python(SLEEPER), log=log, stand_in=python(STAND_IN), order="a")
+    supervisor = Supervisor([child], watch=watch, stand_in_after=0.1)
+    assert supervisor.run() >= 1
+
+
+def test_who_was_killed_comes_back_sooner_than_who_fails():
+    assert restart_delay(20, 1.0, -signal.SIGKILL) < restart_delay(20, 1.0, -signal.SIGSEGV) == BACKOFF_LONGEST
