@@ -144,6 +144,7 @@ class PixelWorker:
         self._patiently(lambda: producer.init_transactions(_API_TIMEOUT), "taking over the transactional id")
         self._producer, self._sender = producer, Sender(producer)
         self._consumer = self._subscribe()
+        self._log.info("ready", processor_seconds=round(time.process_time(), 2))
         done = 0
         try:
             while not self._stopping:
@@ -175,6 +176,7 @@ class PixelWorker:
 
     def _on_assign(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         consumer.assign(places)
+        self._log.info("assigned", partitions=len(places))
         # A partition that was paused when it was taken away is paused when it comes back, for ever, unless it is told:
         # a hold that ends between the two has nothing assigned to resume.
         paused = [p for p in places if self._holding or (self._is_backlog(p.topic) and not self._draining)]

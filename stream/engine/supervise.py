@@ -24,7 +24,7 @@ from stream.engine import logs, processes
 BACKOFF_FIRST, BACKOFF_LONGEST = 0.5, 30.0  # seconds between the deaths of a child and its restarts
 # Whoever was killed (an operator, a machine short of memory) did not die of a mistake that will be there again at once.
 KILLED_LONGEST = 2.0
-STAND_IN_AFTER = 10.0  # seconds that the others get to start, or the last stand-in to become its child
+STAND_IN_AFTER = 6.0  # seconds that the others get to start, or the last stand-in to become its child
 # A child that lived this long had started and worked (imports take some five): it starts again without delay.
 HEALTHY = 10.0
 GRACE = 30.0  # seconds a child gets to finish its quadrant before it is killed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 import threading
@@ -70,7 +71,7 @@ def stand_by(kind: str, settings: Settings) -> int:
     if kind != "pixels":
         raise UsageError(f"no stand-in for {kind!r}: only quadrant workers have one")
     _quadrant_task(settings)
-    _warm()
+    _warm(lambda: bool(select.select([sys.stdin], [], [], 0.0)[0]))
     line = sys.stdin.readline()
     if not line.strip():
         return 0
@@ -125,13 +126,15 @@ def _quadrant_task(settings: Settings) -> QuadrantTask:
     return QuadrantTask(store, StoreInputs(store), science)
 
 
-def _warm() -> None:
-    """Load and compute what a process's first quadrant would have to: 0.8 s of its 1.6."""
+def _warm(wanted: Callable[[], bool]) -> None:
+    """Load and compute what a process's first quadrant would have to, 0.8 s of its 1.6; until it is ``wanted``."""
     import pyarrow.dataset  # noqa: F401  # reading a table imports it
 
     from stream.calibrate.sharpness import WIDTHS, filters
 
     for width in WIDTHS:
+        if wanted():
+            return
         filters(width)
 
 

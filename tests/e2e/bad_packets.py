@@ -20,9 +20,10 @@ Change = Callable[[fits.HDUList], None]
 
 
 def later(
-    packet: Path, folder: Path, seconds: float, *, field: int | None = None, change: Change | None = None
-) -> Path:
-    """The packet as if it had been exposed so much later (of another field), changed, with its sums right again.
+    packet: Path, folder: Path, seconds: float, *, field: int | None = None, ccd: int | None = None,
+    change: Change | None = None,
+) -> Path:  # fmt: skip
+    """The packet as if it had been exposed so much later (of another field or CCD), changed, its sums right again.
 
     ``change`` gets the extensions as they are stored: compressed tables.
     """
@@ -37,6 +38,9 @@ def later(
         header["OBSJD"] = jd
         header["FIELDID"] = field or header["FIELDID"]
         ticks = round((jd - 0.5) % 1 * 1e6)
+        for hdu in hdus:
+            if ccd is not None and "CCD_ID" in hdu.header:
+                hdu.header["CCD_ID"] = ccd
         code, ccd = FILTER_CODES[header["FILTERID"]], hdus[1].header["CCD_ID"]
         name = f"ztf_{night_of(jd)}{ticks:06d}_{header['FIELDID']:06d}_{code}_c{ccd:02d}_o.fits.fz"
         header["ORIGNAME"] = name.removesuffix(".fz")

@@ -203,6 +203,7 @@ def faults(streamed: Streamed, tmp_path_factory: pytest.TempPathFactory) -> Faul
         "rice": bad.later(good, folder, 780, change=bad.hurt_pixels(2, with_sums=False)),
         "flat": bad.flatten(bad.later(good, folder, 840), {2: 65535, 3: 1000}),
         "no reference": bad.later(good, folder, 900, field=449),
+        "another ccd": bad.later(good, folder, 930, ccd=2),  # which the other exposures of the night lack
         "good": bad.later(good, folder, 960),
     }
     said = system.call("ingest", *packets.values(), good, "--json")

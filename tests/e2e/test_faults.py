@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
 from conftest import counted, reports_of, stem_of
 from nights import ztf_stream
 
-from stream.archive import ProductStore
+from stream.archive import ProductStore, public_part, read_manifest
+from stream.archive.manifest import candid_hash
 from stream.archive.paths import SCIENCE_SUFFIXES, science_path
 from stream.core.identity import night_of, pid_of_candid
 from stream.core.records import Status
+from stream.engine.kafka import read_to_end
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -28,7 +31,7 @@ def test_ingest_says_what_became_of_each_file(faults):
     outcomes = {name: faults.outcome(name)["outcome"] for name in faults.packets}
     assert outcomes == {
         "cut": "partial", "truncated": "failed", "sum": "partial", "rice": "sent", "flat": "sent",
-        "no reference": "sent", "good": "sent",
+        "no reference": "sent", "another ccd": "sent", "good": "sent",
     }  # fmt: skip
     assert faults.said.rows()[-1]["outcome"] == "seen"
 
@@ -123,6 +126,34 @@ def test_a_packet_that_comes_again_is_sent_once(faults):
     assert set(alerts.values()) == {1}
     first = alerts_of(system, system.night.science[1])
     assert set(first.values()) == {1}
+
+
+def test_the_manifest_of_the_night_says_what_was_lost_and_why_and_which_ccd_never_came(faults):
+    system, night = faults.system, "20201005"
+    system.call("night", "close", "--night", night, "--now").ok()
+    system.settled()
+    manifest = read_manifest(ProductStore(system.settings.store), night)
+    public = manifest["programs"]["1"]
+    reports = [r for r in system.gathered.reports.values() if night_of(r.jd) == night]
+    failed = {r.name: (r.stage, r.reason) for r in reports if r.status is Status.FAILED}
+    assert {row["name"]: (row["stage"], row["reason"]) for row in public["failed"]} == failed
+    hurt = {"cut": {4}, "truncated": {1, 2, 3, 4}, "sum": {2}, "rice": {2}, "flat": {2, 3}}
+    for name, qids in hurt.items():
+        stem = stem_of(faults.packets[name])
+        assert {f"{stem}_q{qid}" for qid in qids} == {each for each in failed if each.startswith(stem)}
+        for letter in faults.letters(name):
+            assert any(row["reason"] == letter.reason for row in public["failed"] if row["name"].startswith(stem))
+    assert manifest["unassigned"] == [], "each hurt quadrant has a record that says what became of it"
+    counts = public["quadrants"]
+    assert counts["received"] == len(reports) == sum(counts[k] for k in ("processed", "no_reference", "failed", "lost"))
+    second = {r.expid for r in faults.reports("another ccd").values()}
+    assert public["never_came"] == {str(r.expid): [4, 5, 6, 7] for r in reports if r.expid not in second} | {
+        str(expid): [0, 1, 2, 3] for expid in second
+    }
+    sent = [p["candid"] for p in system.gathered.alerts[f"ztf_{night}_programid1"]]
+    assert (public["alerts"], public["sha256_candids"]) == (len(sent), candid_hash(sent))
+    told = [json.loads(m.value) for m in read_to_end(system.settings, {"ztf.nights": {}}, "test") if m.key]
+    assert public_part(manifest) in told
 
 
 def test_dead_letters_can_be_listed_by_stage(faults):

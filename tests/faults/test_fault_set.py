@@ -56,6 +56,13 @@ def test_packets_and_products_are_those_of_a_clean_run(verdict):
     assert verdict.letters == []
 
 
+@pytest.mark.services
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_archive_holds_what_left_byte_for_byte(verdict):
+    assert verdict.archive == ""
+
+
 def test_a_seed_gives_the_same_faults_of_every_kind():
     plan = fault_plan(1000, 1)
     assert plan == fault_plan(1000, 1) != fault_plan(1000, 2)
