@@ -46,7 +46,23 @@ class CommittedThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]  # F
 
 
 class CommittedConsumer(driver.Consumer):  # type: ignore[misc]
-    """Faust's consumer with that thread."""
+    """Faust's consumer with that thread, committing past what is no message.
+
+    Faust commits up to the first offset that was not acknowledged, and knows that offsets may be missing (markers of
+    transactions, messages of aborted ones) unless they follow offset 0: then it waits for them, and commits nothing of
+    that partition any more. A stage handles a partition's messages one after another, so all up to the last
+    acknowledged one are done.
+    """
+
+    def _new_offset(self, tp: Any) -> int | None:
+        acked: list[int] = self._acked[tp]
+        if not acked:
+            return None
+        last = max(acked)
+        acked.clear()
+        self._acked_index[tp].clear()
+        self._gap[tp].chop(0, last + 1)
+        return last + 1
 
     def _new_consumer_thread(self) -> Any:
         return CommittedThread(self, loop=self.loop, beacon=self.beacon)

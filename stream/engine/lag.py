@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from stream.core.errors import BrokerUnavailable
 from stream.engine.config import Settings
-from stream.engine.kafka import make_admin, read_to_end, translated
+from stream.engine.kafka import make_admin, make_consumer, read_to_end, translated
 
 _TIMEOUT = 15.0
+_PAUSE = 0.2  # seconds between two questions to a coordinator that is just being made
 _MARKERS_AT_MOST = 32  # offsets in a row that may be markers of transactions only: as many as there are producers
 _Ends = dict[tuple[str, int], tuple[int, int]]  # (topic, partition) -> first offset, the one after the last
 
@@ -23,6 +26,49 @@ class Work:
     group: str
     topics: tuple[str, ...]
     transactional: bool = False
+
+
+class GroupOffsets:
+    """Where a consumer group stands, asked by a consumer that joins nothing.
+
+    Not by an administrator: where the group's coordinator is just moving or being made (a broker that started this
+    instant, a group nobody has used), its answer kills the process that asked (librdkafka's issue 5040).
+    """
+
+    def __init__(self, settings: Settings, group: str) -> None:
+        self._settings, self._group = settings, group
+        self._consumer: Consumer | None = None
+
+    def committed(self, places: Sequence[TopicPartition], timeout: float = _TIMEOUT) -> dict[tuple[str, int], int]:
+        """Committed offset by (topic, partition); negative where there is none.
+
+        Raises
+        ------
+        BrokerUnavailable
+            No answer in time. The next question is asked by a new client.
+        """
+        deadline = time.monotonic() + timeout
+        while places:
+            if self._consumer is None:
+                # Uncommitted: an open transaction is no reason to wait, what it changes is not done yet.
+                self._consumer = make_consumer(self._settings, self._group, "lag", read_committed=False)
+            try:
+                with translated(f"asking where {self._group} stands"):
+                    left = max(deadline - time.monotonic(), 0.01)
+                    answer = self._consumer.committed(list(places), timeout=left)
+                return {(p.topic, p.partition): p.offset for p in answer if p.error is None}
+            except BrokerUnavailable:
+                self.close()
+                if time.monotonic() + _PAUSE > deadline:
+                    raise
+                time.sleep(_PAUSE)
+        return {}
+
+    def close(self) -> None:
+        """Give the client back."""
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
 
 
 def stage_work(settings: Settings, nightly: Sequence[str] = ()) -> dict[str, Work]:
@@ -54,7 +100,11 @@ def lags(settings: Settings, stages: Mapping[str, Work], admin: AdminClient | No
     ends = _ends(admin, places)
     found = {}
     for name, work in stages.items():
-        left = _behind(admin, work.group, [p for p in places if p.topic in work.topics], ends)
+        offsets = GroupOffsets(settings, work.group)
+        try:
+            left = _behind(offsets, [p for p in places if p.topic in work.topics], ends)
+        finally:
+            offsets.close()
         found[name] = _messages(settings, left, ends) if work.transactional else sum(left.values())
     return found
 
@@ -71,15 +121,13 @@ def _messages(settings: Settings, left: Mapping[tuple[str, int], int], ends: _En
     return counted + sum(1 for _ in read_to_end(settings, starts, "lag")) if starts else counted
 
 
-def behind(admin: AdminClient, group: str, places: Sequence[TopicPartition]) -> dict[tuple[str, int], int]:
+def behind(admin: AdminClient, offsets: GroupOffsets, places: Sequence[TopicPartition]) -> dict[tuple[str, int], int]:
     """Offsets of each partition, by (topic, partition), that a group has not finished; markers count."""
-    return _behind(admin, group, places, _ends(admin, places))
+    return _behind(offsets, places, _ends(admin, places))
 
 
-def _behind(
-    admin: AdminClient, group: str, places: Sequence[TopicPartition], ends: _Ends
-) -> dict[tuple[str, int], int]:
-    committed = _committed(admin, group, places)
+def _behind(offsets: GroupOffsets, places: Sequence[TopicPartition], ends: _Ends) -> dict[tuple[str, int], int]:
+    committed = offsets.committed(places)
     at = [(p.topic, p.partition) for p in places]
     return {place: max(0, ends[place][1] - max(committed.get(place, -1), ends[place][0])) for place in at}
 
@@ -95,15 +143,6 @@ def _offsets(admin: AdminClient, places: Sequence[TopicPartition], spec: OffsetS
     answers = admin.list_offsets(dict.fromkeys(places, spec), request_timeout=_TIMEOUT)
     with translated("looking at the ends of topics"):
         return {(p.topic, p.partition): future.result(_TIMEOUT).offset for p, future in answers.items()}
-
-
-def _committed(admin: AdminClient, group: str, places: Sequence[TopicPartition]) -> dict[tuple[str, int], int]:
-    if not places:
-        return {}
-    asked = ConsumerGroupTopicPartitions(group, list(places))
-    with translated(f"asking where {group} stands"):
-        answer = admin.list_consumer_group_offsets([asked], request_timeout=_TIMEOUT)[group].result(_TIMEOUT)
-    return {(p.topic, p.partition): p.offset for p in answer.topic_partitions if p.error is None}
 
 
 def group_lag(settings: Settings, group: str, topic: str, *, transactional: bool = False) -> int:

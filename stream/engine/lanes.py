@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient
 
 from stream.engine.config import Settings
 from stream.engine.kafka import OutMessage, RawMessage, make_admin, translated
-from stream.engine.lag import behind
+from stream.engine.lag import GroupOffsets, behind
 
 BACKLOG = "ztf.raw.backlog"
 MOVED = "moved"  # header of a quadrant in the backlog: where it stepped aside
@@ -62,7 +62,7 @@ class Lanes:
     def __init__(self, settings: Settings, group: str, topic: str = BACKLOG) -> None:
         self.topic = topic
         self.policy = Policy.of(settings)
-        self._group = group
+        self._offsets = GroupOffsets(settings, group)
         self._most = settings.raw_backlog
         self._admin: AdminClient = make_admin(settings)
         with translated("looking at the backlog"):
@@ -87,11 +87,11 @@ class Lanes:
 
     def empty(self, places: Sequence[TopicPartition]) -> bool:
         """Whether the broker has nothing for the group in these partitions."""
-        return not places or not any(behind(self._admin, self._group, places).values())
+        return not places or not any(behind(self._admin, self._offsets, places).values())
 
     def _has_room(self, partition: int) -> bool:
         if not self._most:
             return True
         place = TopicPartition(self.topic, partition)
         # Every message that steps aside is a transaction, whose marker takes up an offset of its own (a moment later).
-        return (behind(self._admin, self._group, [place])[self.topic, partition] + 1) // 2 < self._most
+        return (behind(self._admin, self._offsets, [place])[self.topic, partition] + 1) // 2 < self._most

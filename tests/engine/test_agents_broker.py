@@ -83,3 +83,19 @@ def test_killed_it_goes_on_where_it_stopped(settings, prefix, make_topic, agent,
     send(settings, source, ["poison"])  # nobody reads it until the commit below
     assert group_lag(settings, settings.group("nobody"), source) == 41
     assert group_lag(settings, settings.group("copy"), f"{prefix}.none") == 0
+
+
+def test_an_aborted_transaction_behind_the_first_message_does_not_stop_the_commits(
+    settings, prefix, make_topic, agent, tmp_path
+):
+    """Faust itself takes the offsets between the first message (0) and the next (4) for messages still in hand."""
+    source, target = make_topic(f"{prefix}.in"), make_topic(f"{prefix}.out")
+    group, log = settings.group("copy"), tmp_path / "agent.log"
+    transaction(settings, source, ["a"], commit=True)
+    agent(source, target)
+    wait(lambda: group_lag(settings, group, source, transactional=True) == 0, log, 90)
+    transaction(settings, source, ["ghost"], commit=False)
+    for text in ("b", "c"):
+        transaction(settings, source, [text], commit=True)
+        wait(lambda: group_lag(settings, group, source, transactional=True) == 0, log, 30)
+    assert values_of(settings, target) == ["a", "b", "c"]
