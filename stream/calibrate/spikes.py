@@ -7,9 +7,7 @@ whole neighbourhood counts, so that little charge is told from a star that is ha
 sharpness is that of L.A.Cosmic, van Dokkum 2001, PASP 113, 1420, whose iteration of convolutions and medians costs
 16 s an image.)
 
-How sharp a star can be is not taken from a header but from the image's own bright peaks: they choose the filters'
-width, and whatever still excites a filter (stars drawn out along one direction, a corner in better focus) is taken off
-the weight of its middle pixel. What is left is a model error of a few percent of a star's peak, and counts as noise.
+How sharp a star can be is not taken from a header but from the image's own bright peaks, place by place (``banks``).
 
 From what is certain the charge is followed: down to the faint rims, and to peaks nearby with less evidence, for beside
 a hit a star is unlikely (one hit in a hundred lies within 3 px of one).
@@ -23,32 +21,24 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.calibrate.sharpness import CENTRE, RADIUS, WIDTHS, filters, star
+from stream.calibrate.banks import Bank, Banks, own_banks
+from stream.calibrate.sharpness import CENTRE, RADIUS
 from stream.core.flags import BAD_BITS, Mask
 from stream.core.records import F32, U16
 
 FLANK = 0.4  # of its brightest neighbour's height: what is less is looked at with that one
 MIN_SNR = 4.5  # of a pixel over the sky, to be looked at: 30 pixels of pure noise in a full quadrant
-# Evidence (sigma of a filter) that makes a hit. Stars are the more frequent the fainter they are, particles are not:
-# at 5 sigma a star is 10^3 times as likely a priori, at 50 sigma ten times.
-CERTAIN, CERTAIN_FAINT = 2.5, 8.0  # CERTAIN + CERTAIN_FAINT / (S/N of the pixel)
+# Evidence (sigma of a filter) that makes a hit, over what its bank asks: CERTAIN_FAINT / (S/N of the pixel). Stars are
+# the more frequent the fainter they are, particles are not: at 5 sigma a star is 10^3 times as likely a priori, at 50
+# sigma ten times.
+CERTAIN_FAINT = 8.0
+LOOK_AGAIN = 0.3  # evidence with too much noise, above which the noise is worked out pixel by pixel
 BROAD = 0.5  # sigma more for a broad shape: they are many, and what they find is bright
 MODEL_ERROR = 0.02  # of the brightest pixel of a window: how well the image's own width is known at any place
-PEAK_SNR, MIN_PEAKS, MAX_PEAKS = 50.0, 10, 2000  # peaks that tell the width; with fewer of them the narrowest is taken
-# The width is the largest whose filters' strongest answer, over the peak, is no more than ANSWER for half of the peaks
-# where stars are sharpest, of REGIONS x REGIONS parts of the image with MIN_PART peaks: what is left to tune is little.
-# Blends and galaxies answer less, hits more, and both are few.
-ANSWER, REGIONS, MIN_PART = 0.02, 4, 20
-# A filter's answer over the peak, beyond which a bright peak is a hit: at any seeing, and at that of the image.
-NEVER_STAR, NO_STAR = 0.04, 0.12
-# Percentiles of the stars' answers, of all and where they are sharpest, that become zero; how far that may sharpen a
-# filter.
-TUNED, TUNED_THERE, LOOSEST = 98.0, 95.0, -0.03
+PEAK_SNR = 50.0  # of peaks that tell how sharp stars are
 # Charge is followed through pixels that stand GROW_SNR above their surroundings: down from a peak, and over peaks that
-# have GROW_EVIDENCE and are not MAX_STEP_UP times as bright as what led to them.
-GROW_SNR, GROW_EVIDENCE, MAX_STEP_UP = 3.0, 0.5, 3.0
-# px down: where stars are narrow, less of a hit is a peak with evidence, and less of a star lies beside it.
-DEPTH, DEPTH_WIDE, WIDE = 4, 2, 1.9
+# have their bank's evidence and are not MAX_STEP_UP times as bright as what led to them.
+GROW_SNR, MAX_STEP_UP = 3.0, 4.0
 MAX_STEPS = 60  # px that a track is followed
 CELL, STRIDE = 128, (4, 8)  # px: the sky's level is the median of every 32nd pixel of a cell
 # Surroundings of a pixel: the level under it is no higher than this part of the 24 pixels 3 px away, so that a level
@@ -101,14 +91,14 @@ def flag_spikes(data: F32, mask: U16, gain: float, readnoise: float, flat: F32 |
     if not len(peaks):
         return 0
     windows = image.windows(peaks)
-    bank = _own_filters(windows, image.region(peaks))
-    hits = peaks[windows.certain(bank)]
+    banks = _own_banks(windows)
+    hits = peaks[windows.certain(banks)]
     outside = _without_hot_columns(mask, hits)
     if len(outside) < len(hits):  # what is left may have been sharp for such a column beside it
-        hits = outside[image.windows(outside).certain(bank)]
+        hits = outside[image.windows(outside).certain(banks)]
     if not len(hits):
         return 0
-    return _mark(mask, _followed(image, hits, bank))
+    return _mark(mask, _followed(image, hits, banks))
 
 
 def _sky_noise(data: F32, gain: float, readnoise: float) -> float:
@@ -179,10 +169,11 @@ class _Image(NamedTuple):
         lowest = np.float32(FLANK) * (lowest - sky)
         return np.asarray(index[(self.data.ravel()[index] - sky >= lowest) & self.usable(index)])
 
-    def region(self, index: Index) -> Index:
-        """In which of the image's ``REGIONS`` x ``REGIONS`` parts pixels lie."""
-        y, x = np.divmod(index, self.data.shape[1])
-        return np.asarray(y * REGIONS // self.data.shape[0] * REGIONS + x * REGIONS // self.data.shape[1])
+    def place(self, index: Index) -> F32:
+        """Where pixels lie, (n, 2): y and x from -1 to 1."""
+        ny, nx = self.data.shape
+        y, x = np.divmod(index, nx)
+        return np.stack([2 * y / (ny - 1) - 1, 2 * x / (nx - 1) - 1], axis=1).astype(np.float32)
 
     def windows(self, index: Index) -> _Windows:
         """What lies around pixels, the sky subtracted, defects filled with what a star on the middle would leave."""
@@ -199,18 +190,20 @@ class _Image(NamedTuple):
         bad = ((bits & BAD_BITS) != 0) | ~np.isfinite(pixels)
         bad[:, CENTRE] = False
         np.maximum(pixels, np.float32(DEEPEST * self.noise.sigma), out=pixels)
-        return _Windows(pixels, bad, brightest, *self.noise.floor(index, level))
+        return _Windows(pixels, bad, brightest, *self.noise.floor(index, level), self.place(index))
 
 
 class _Windows(NamedTuple):
     """5 x 5 px around n pixels (n, 25; DN over the sky), which of them are no good, and for each window its brightest
-    pixel (inf next to saturation, where nothing is known), its noise without a source (DN^2), and e-/DN."""
+    pixel (inf next to saturation, where nothing is known), its noise without a source (DN^2), e-/DN, and in which part
+    of the image it lies."""
 
     pixels: F32
     bad: Bool
     brightest: F32
     floor: F32
     gain: F32
+    place: F32
 
     @property
     def snr(self) -> F32:
@@ -218,72 +211,56 @@ class _Windows(NamedTuple):
         middle = np.maximum(self.pixels[:, CENTRE], 0)
         return np.asarray(middle / np.sqrt(self.floor + middle / self.gain))
 
-    def filled(self, profile: F32) -> F32:
-        """Pixels with the bad ones replaced by a star's ``profile`` (25,; 1 in the middle) of the middle's height."""
-        return np.where(self.bad, self.pixels[:, CENTRE, None] * profile, self.pixels)
+    def filled(self, some: Index, profile: F32) -> F32:
+        """Pixels of some, bad ones replaced by a star's ``profile`` (25,; 1 in the middle) as high as the middle."""
+        pixels = self.pixels[some]
+        return np.where(self.bad[some], pixels[:, CENTRE, None] * profile, pixels)
 
-    def evidence(self, bank: _Bank) -> F32:
-        """The strongest answer of a filter, in its noise: of the brightest pixel's photons, and the model's error."""
-        pixels, bright = self.filled(bank.profile), np.maximum(self.brightest, 0)
-        noise = np.sqrt(self.floor + bright / self.gain + (MODEL_ERROR * bright) ** 2)
-        out = np.empty(len(pixels), np.float32)
-        for first in range(0, len(pixels), _BATCH):
-            some = slice(first, first + _BATCH)
-            answers = pixels[some] @ bank.filters.T
-            thin, broad = answers[:, : bank.thin].max(axis=1), answers[:, bank.thin :].max(axis=1)
-            out[some] = np.maximum(thin, broad - BROAD * noise[some]) / noise[some]
+    def evidence(self, banks: Banks) -> F32:
+        """The strongest answer of a filter for the window's place, in its noise: photons and the model's error."""
+        out = np.empty(len(self.pixels), np.float32)
+        which = banks.at(self.place)
+        for number, bank in enumerate(banks.banks):
+            mine = np.flatnonzero(which == number)
+            for first in range(0, len(mine), _BATCH):
+                some = mine[first : first + _BATCH]
+                out[some] = self._evidence(some, bank)
         return out
 
-    def certain(self, bank: _Bank) -> Bool:
+    def _evidence(self, some: Index, bank: Bank) -> F32:
+        """As above, of the windows ``some``, by one bank.
+
+        With the photons of the brightest pixel in all of them first, which is too much; where anything comes of that,
+        with every pixel's own.
+        """
+        pixels, bright = self.filled(some, bank.profile), np.maximum(self.brightest[some], 0)
+        floor = self.floor[some] + (MODEL_ERROR * bright) ** 2
+        answers = pixels @ bank.filters.T
+        noise = np.sqrt(floor + bright / self.gain[some])
+        thin, broad = answers[:, : bank.thin].max(axis=1), answers[:, bank.thin :].max(axis=1)
+        out = np.maximum(thin, broad - BROAD * noise) / noise
+        near = np.flatnonzero((out > LOOK_AGAIN) & np.isfinite(bright))
+        photons = np.maximum(pixels[near], 0) / self.gain[some][near, None]
+        sigmas = answers[near] / np.sqrt(photons @ (bank.filters**2).T + floor[near, None])
+        out[near] = np.maximum(sigmas[:, : bank.thin].max(axis=1), sigmas[:, bank.thin :].max(axis=1) - BROAD)
+        return np.asarray(out)
+
+    def certain(self, banks: Banks) -> Bool:
         """Which middle pixels a particle has hit."""
-        return np.asarray(self.evidence(bank) > CERTAIN + CERTAIN_FAINT / np.maximum(self.snr, 1))
+        needed = np.array([bank.certain for bank in banks.banks], np.float32)[banks.at(self.place)]
+        return np.asarray(self.evidence(banks) > needed + CERTAIN_FAINT / np.maximum(self.snr, 1))
+
+    def beside(self, banks: Banks) -> Bool:
+        """Which middle pixels belong to a hit beside them."""
+        needed = np.array([bank.beside for bank in banks.banks], np.float32)[banks.at(self.place)]
+        return np.asarray(self.evidence(banks) > needed)
 
 
-class _Bank(NamedTuple):
-    """Filters (n, 25), how many of them, the first, are of thin shapes, and the profile (25,; 1 in the middle) of the
-    star that they are made for; how far (px) charge is followed downhill."""
-
-    filters: F32
-    thin: int
-    profile: F32
-    depth: int
-
-
-def _own_filters(windows: _Windows, region: Index) -> _Bank:
-    """Filters for the stars of this image (module docstring); ``region``: in which part of it each window lies."""
+def _own_banks(windows: _Windows) -> Banks:
+    """Filters for the stars of this image."""
     bright = (windows.snr > PEAK_SNR) & (windows.brightest == windows.pixels[:, CENTRE]) & ~windows.bad.any(axis=1)
-    stars, region = windows.pixels[bright], region[bright]
-    thinned = slice(None, None, 1 + len(stars) // MAX_PEAKS)
-    stars, region = stars[thinned] / stars[thinned, CENTRE, None], region[thinned]
-    wide = (stars @ filters(WIDTHS[0])[0].T).max(axis=1) < NEVER_STAR
-    stars, region = stars[wide], region[wide]
-    if len(stars) < MIN_PEAKS:
-        return _Bank(*filters(WIDTHS[0]), _profile(WIDTHS[0]), DEPTH)
-    parts = [part for k in np.unique(region) for part in [stars[region == k]] if len(part) >= MIN_PART] or [stars]
-
-    def sharpest(bank: F32) -> tuple[float, int]:
-        return max((float(np.median((part @ bank.T).max(axis=1))), k) for k, part in enumerate(parts))
-
-    low, high = 0, len(WIDTHS)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if sharpest(filters(WIDTHS[middle])[0])[0] < ANSWER else (low, middle)
-    original, thin = filters(WIDTHS[low])
-    bank = original.copy()
-    excess = np.full(len(bank), LOOSEST)
-    for some, percentile in ((stars, TUNED), (parts[sharpest(bank)[1]], TUNED_THERE)):
-        answers = some @ original.T
-        answers = answers[answers.max(axis=1) < NO_STAR]
-        if len(answers) >= MIN_PEAKS:
-            excess = np.maximum(excess, np.percentile(answers, percentile, axis=0))
-    bank[:, CENTRE] -= excess.astype(np.float32)
-    return _Bank(bank, thin, _profile(WIDTHS[low]), DEPTH if WIDTHS[low] < WIDE else DEPTH_WIDE)
-
-
-def _profile(width: float) -> F32:
-    """A star on a pixel's middle, (25,), 1 there."""
-    pixels = star(0.0, 0.0, width)
-    return np.asarray(pixels / pixels[CENTRE], np.float32)
+    pixels = windows.pixels[bright]
+    return own_banks(pixels / pixels[:, CENTRE, None], windows.place[bright])
 
 
 def _without_hot_columns(mask: U16, hits: Index) -> Index:
@@ -296,16 +273,17 @@ def _without_hot_columns(mask: U16, hits: Index) -> Index:
     return hits[~np.isin(hits % nx, hot)]
 
 
-def _followed(image: _Image, hits: Index, bank: _Bank) -> Index:
+def _followed(image: _Image, hits: Index, banks: Banks) -> Index:
     """Hits and the charge that hangs on them.
 
-    From a peak its charge is followed downhill, ``bank.depth`` px far; a pixel brighter than what led to it needs
+    From a peak its charge is followed downhill, ``Bank.depth`` px far; a pixel brighter than what led to it needs
     evidence of its own, and is a peak from which to go on.
     """
     values, nx = image.data.ravel(), image.data.shape[1]
     steps = np.array([dy * nx + dx for dy, dx in _AROUND])
     left = np.zeros(image.data.size, np.int8)  # 1 + px that may still be gone from a pixel; 0 is not hit
-    left[hits] = bank.depth + 1
+    depth = max(bank.depth for bank in banks.banks)
+    left[hits] = depth + 1
     fresh = hits
     for _ in range(MAX_STEPS):
         near = _inner(np.unique((fresh[left[fresh] > 1][:, None] + steps).ravel()), image.data.shape)
@@ -322,8 +300,9 @@ def _followed(image: _Image, hits: Index, bank: _Bank) -> Index:
         downhill = values[near] <= touched.max(axis=1) + image.noise.sigma
         onward = np.where(downhill, left[beside].max(axis=1) - 1, 0)
         uphill = np.flatnonzero(~downhill & (over < MAX_STEP_UP * (touched.max(axis=1) - level)))
-        uphill = uphill[image.windows(near[uphill]).evidence(bank) > GROW_EVIDENCE] if len(uphill) else uphill
-        onward[uphill] = bank.depth + 1
+        if len(uphill):
+            uphill = uphill[image.windows(near[uphill]).beside(banks)]
+        onward[uphill] = depth + 1
         left[near] = onward
         fresh = near[onward > 0]
     return np.flatnonzero(left)
