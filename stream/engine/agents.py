@@ -16,6 +16,7 @@ from typing import Any
 
 import faust
 import structlog
+from faust.assignor.partition_assignor import PartitionAssignor
 from faust.transport.drivers import aiokafka as driver
 
 from stream.core.errors import Retriable, StateLost
@@ -25,6 +26,7 @@ from stream.engine.heartbeat import Heartbeat
 from stream.engine.kafka import OutMessage, RawMessage
 from stream.engine.stages import Stage
 from stream.engine.state import LOST_BACKOFF
+from stream.engine.watchdog import leave
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +70,21 @@ class CommittedConsumer(driver.Consumer):  # type: ignore[misc]
         return CommittedThread(self, loop=self.loop, beacon=self.beacon)
 
 
+class WholeAssignor(PartitionAssignor):  # type: ignore[misc]
+    """Faust's assignor, which does not settle for a part of the topics.
+
+    A client that learnt the topics while the broker came up, or just before they were made, may lack one. Faust then
+    hands out nothing of it until its metadata are five minutes old. Who leaves is started again, and asks anew.
+    """
+
+    def _perform_assignment(self, cluster: Any, member_metadata: Any) -> Any:
+        topics = {topic for member in member_metadata.values() for topic in member.subscription}
+        missing = sorted(topic for topic in topics if not cluster.partitions_for_topic(topic))
+        if missing:
+            leave(f"handing out partitions: the broker's metadata lack {', '.join(missing)}")
+        return super()._perform_assignment(cluster, member_metadata)
+
+
 def credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredentials | None:
     """How a Faust app signs in, as ``Settings.kafka`` has the other clients do."""
     context = ssl.create_default_context(cafile=settings.tls_ca or None) if settings.tls else None
@@ -95,6 +112,7 @@ def make_app(stage: Stage, settings: Settings, index: int = 0, heartbeat: Heartb
         # Static membership: a restarted worker takes its partitions back without waiting for a session to expire.
         consumer_group_instance_id=settings.identity(stage.name, index),
         consumer_auto_offset_reset="earliest",
+        PartitionAssignor=WholeAssignor,
         stream_wait_empty=False,
         broker_commit_every=1,
         broker_commit_interval=1.0,

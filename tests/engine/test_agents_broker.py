@@ -14,6 +14,7 @@ from stream.engine.deadletters import list_letters
 from stream.engine.kafka import OutMessage, Sender, make_producer
 from stream.engine.lag import group_lag
 from stream.engine.processes import spawn, stop, tail
+from stream.engine.watchdog import HUNG
 
 pytestmark = pytest.mark.services
 
@@ -99,3 +100,15 @@ def test_an_aborted_transaction_behind_the_first_message_does_not_stop_the_commi
         transaction(settings, source, [text], commit=True)
         wait(lambda: group_lag(settings, group, source, transactional=True) == 0, log, 30)
     assert values_of(settings, target) == ["a", "b", "c"]
+
+
+def test_a_topic_that_a_client_does_not_know_yet_is_no_reason_to_be_idle(settings, prefix, make_topic, agent, tmp_path):
+    """Faust would hand out no partition of it, and look again after five minutes."""
+    source, target = f"{prefix}.in", make_topic(f"{prefix}.out")
+    log = tmp_path / "agent.log"
+    assert agent(source, target).wait(90) == HUNG, tail(log)
+    assert source in tail(log, 1)
+    make_topic(source)
+    send(settings, source, ["a"])
+    agent(source, target)
+    wait(lambda: values_of(settings, target) == ["a"], log, 90)
