@@ -109,7 +109,7 @@ def field_rows(folder: Path, exposures: Sequence[int], given: argparse.Namespace
         yield Row(f"{what}: same inputs again", "same bytes", "same bytes" if same else "other bytes", same)
         d = runs[-1][0]
         whole = np.s_[0 : d.data.shape[0], 0 : d.data.shape[1]]
-        made = front(science, reference, SubtractConfig(), cache)
+        made = front(science, reference, SubtractConfig(), cache, whole=True)
         there = scene(science, reference, made, truth, whole)
         yield from _rows(f"{what}, ours", _ours(d, there, whole, min(t for _, t in runs)), True)
         if given.steps:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream.core import psf
+from stream.core.psf import PsfModel
 from stream.core.records import F32, Reference, ReferenceNotes
 from stream.core.resample import bridged, near
 from stream.photometry import Star, fit_stars, saturated, saturated_stars, stamps, subtract_stars
 from stream.subtract import match
 from stream.subtract.match import MatchConfig, clean_stars
+from stream.subtract.models import modelled_stars, paint
 
 # The reference's plateaus, a little below their limit: whatever measured it had noise.
 PLATEAU = 0.98
@@ -25,10 +27,12 @@ PLATEAU = 0.98
 class ReferenceCache:
     """A reference made ready; all images (ny, nx) on its own grid.
 
-    ``version`` is the reference's. ``pixels`` float32 DN: without the saturated stars that could be fitted, plateaus 0,
-    pixels without a value bridged (no NaN). ``empty`` bool: those pixels. ``full`` bool: plateaus, one pixel
-    wider. ``sigma`` float32 DN: the noise of white pixels, no NaN. ``stars`` (n, 3) float64: x, y (px), flux (DN) of
-    the stars taken out. ``clean`` (m,) int64: rows of ``sources`` to match with. ``typical`` DN: median noise.
+    ``version`` is the reference's. ``pixels`` float32 DN: without the saturated stars that could be fitted and without
+    ``models``, plateaus 0, pixels without a value bridged (no NaN). ``empty`` bool: those pixels. ``full`` bool:
+    plateaus, one pixel wider. ``sigma`` float32 DN: the noise of white pixels, no NaN. ``stars`` (n, 3) float64: x, y
+    (px), flux (DN) of the saturated stars taken out. ``models`` (k, 3) float64: the same of the bright stars
+    taken out, ``left`` the S/N of the brightest that is still in. ``clean`` (m,) int64: rows of ``sources`` to
+    match with. ``typical`` DN: median noise.
     """
 
     version: str
@@ -37,8 +41,16 @@ class ReferenceCache:
     full: NDArray[np.bool_]
     sigma: F32
     stars: NDArray[np.float64]
+    models: NDArray[np.float64]
+    left: float
     clean: NDArray[np.int64]
     typical: float
+
+    def with_stars(self, psf: PsfModel) -> ReferenceCache:
+        """The same with the bright stars in, for a method that needs to see them; ``psf`` is the reference's."""
+        pixels = self.pixels.copy()
+        paint(pixels, psf, *self.models.T)
+        return replace(self, pixels=pixels, models=np.zeros((0, 3)))
 
 
 def make_cache(reference: Reference, config: MatchConfig | None = None) -> ReferenceCache:
@@ -55,9 +67,11 @@ def make_cache(reference: Reference, config: MatchConfig | None = None) -> Refer
     pixels = reference.data.copy()
     subtract_stars(pixels, reference.psf, [Star(*row) for row in notes.stars.tolist()])
     pixels[plateau] = 0
-    full = near(plateau, 1)
+    models, left = modelled_stars(reference.sources, plateau, notes.stars)
+    paint(pixels, reference.psf, models[:, 0], models[:, 1], -models[:, 2])
+    pixels, full = bridged(pixels, empty), near(plateau, 1)
     return ReferenceCache(
-        reference.version, bridged(pixels, empty), empty, full, sigma, notes.stars, notes.clean, notes.typical
+        reference.version, pixels, empty, full, sigma, notes.stars, models, left, notes.clean, notes.typical
     )
 
 

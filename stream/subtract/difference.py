@@ -23,7 +23,7 @@ from stream.core.records import F32, Difference, PlacePsf, Reference, ScienceIma
 from stream.subtract.background import settle
 from stream.subtract.cache import ReferenceCache, make_cache
 from stream.subtract.floor import apply_floor, excess_noise
-from stream.subtract.kernels import difference_psf, fwhm_of, make_kernels, psfs_of, reference_transfer
+from stream.subtract.kernels import difference_psf, fwhm_of, make_kernels, psfs_of, reference_transfer, tolerance_for
 from stream.subtract.match import Match, MatchConfig, match_sources
 from stream.subtract.prepare import Prepared, plain_growth, prepare
 from stream.subtract.zogy import Errors, Planes, subtract_planes
@@ -76,10 +76,9 @@ def subtract(
     match, pixel_map, ready = made.match, made.pixel_map, made.ready
     shape = science.data.shape[0], science.data.shape[1]
     noise = science.background.sigma, match.flux_scale * made.typical
-    kernels = make_kernels(
-        psfs_of(science, reference, pixel_map), noise, reference_transfer(pixel_map, reference), shape
-    )
-    planes = Planes(ready.new, ready.reference, ready.new_variance, ready.reference_variance)
+    psfs, transfer = psfs_of(science, reference, pixel_map), reference_transfer(pixel_map, reference)
+    kernels = make_kernels(psfs, noise, transfer, shape, tolerance_for(made.left))
+    planes = Planes(ready.new, ready.reference, ready.new_variance, ready.reference_variance, ready.light)
     proper = subtract_planes(planes, kernels, _errors(match, shape, config))
     sigma = _sigma(planes, kernels.gain_new, kernels.gain_reference)
     blank = plain_growth(ready.unusable, ready.hits, config.grow, config.grow_hits)
@@ -91,18 +90,27 @@ def subtract(
 @dataclass(frozen=True, slots=True)
 class Front:
     """What every method starts from: the stars' word, the map put right by it, both images made ready; ``typical`` the
-    reference's white noise per pixel in its own DN."""
+    reference's white noise per pixel in its own DN, ``left`` the S/N of the brightest star that is not modelled."""
 
     match: Match
     pixel_map: PixelMap
     ready: Prepared
     typical: float
+    left: float
 
 
-def front(science: ScienceImage, reference: Reference, config: SubtractConfig, cache: ReferenceCache | None) -> Front:
-    """Steps 1 and 2; ``SubtractionError`` where there is nothing to subtract."""
+def front(
+    science: ScienceImage,
+    reference: Reference,
+    config: SubtractConfig,
+    cache: ReferenceCache | None,
+    whole: bool = False,
+) -> Front:
+    """Steps 1 and 2, ``whole``: with the bright stars in; ``SubtractionError`` where there is nothing to subtract."""
     if cache is None or cache.version != reference.version:
         cache = make_cache(reference)
+    if whole:
+        cache = cache.with_stars(reference.psf)
     pixel_map = PixelMap.between(science.astrometry.wcs, science.data.shape, reference.wcs)
     _require_overlap(reference, pixel_map, config)
     match = match_sources(science, reference, pixel_map, config.match, cache.clean)
@@ -110,7 +118,7 @@ def front(science: ScienceImage, reference: Reference, config: SubtractConfig, c
     ready = prepare(science, reference, cache, pixel_map, match.flux_scale)
     if float(np.isfinite(ready.template).mean()) < config.min_overlap:
         raise SubtractionError("the reference has no usable pixel on the science image", rfid=reference.rfid)
-    return Front(match, pixel_map, ready, cache.typical)
+    return Front(match, pixel_map, ready, cache.typical, cache.left)
 
 
 def finish(

@@ -76,7 +76,7 @@ def subtract_by_kernel(
         As ``subtract``, or fewer than 12 stars to fit.
     """
     config = config or SubtractConfig()
-    made = front(science, reference, config, cache)
+    made = front(science, reference, config, cache, whole=True)
     ready, shape = made.ready, (science.data.shape[0], science.data.shape[1])
     psfs = psfs_of(science, reference, made.pixel_map)
     # Sharper: the one whose PSF has the higher noise-equivalent peak.

@@ -39,7 +39,9 @@ GRID = 128  # px; of the small transforms in which kernels are made: no smaller 
 NODES = 9  # places a side at which PSFs are compared
 DEGREE = 3  # of the polynomials c_j: PSF models are of degree 2, their normalised product a little more
 MAX_COMPONENTS = 4
-TOLERANCE = 1.2e-3  # of P_D's norm, r.m.s. over the places: what of the PSFs' variation is left in
+TOLERANCE = 1.2e-3  # of P_D's norm, r.m.s. over the places: what of the PSFs' variation is left in, at least
+MOST_TOLERANCE = 5e-3  # the same where no bright star is left to suffer from it
+LEFT_SIGMA = 0.25  # what the brightest star may leave, of the noise
 # Frequencies at which both PSFs are below 1e-7 carry rounding errors only; the floor keeps them from being divided up.
 _FLOOR = 1e-14
 _STABLE = 0.03  # |Pr^| below which the residual of a star is no longer divided by it
@@ -128,7 +130,9 @@ def _around(pixel_map: PixelMap) -> list[tuple[float, float]]:
     ]
 
 
-def make_kernels(psfs: Psfs, noise: tuple[float, float], transfer: F64, shape: tuple[int, int]) -> Kernels:
+def make_kernels(
+    psfs: Psfs, noise: tuple[float, float], transfer: F64, shape: tuple[int, int], tolerance: float = TOLERANCE
+) -> Kernels:
     """Kernels for two images.
 
     Parameters
@@ -140,6 +144,8 @@ def make_kernels(psfs: Psfs, noise: tuple[float, float], transfer: F64, shape: t
         T on the half plane of a ``GRID`` transform (``reference_transfer``).
     shape : (ny, nx)
         Of the image, for the polynomials.
+    tolerance : float
+        What of the PSFs' variation may be left in, of P_D's norm.
     """
     n, r = _transform(psfs.new.mean(axis=0)), _transform(psfs.reference.mean(axis=0))
     sn2, sr2 = noise[0] ** 2, noise[1] ** 2
@@ -152,7 +158,7 @@ def make_kernels(psfs: Psfs, noise: tuple[float, float], transfer: F64, shape: t
     psf /= norm
     new, reference = new / norm, reference / norm
     matched = np.conj(_transform(psf))
-    variation, trend = _variation(psfs, (new, reference), r, psf, shape)
+    variation, trend = _variation(psfs, (new, reference), r, psf, shape, tolerance)
     size = 2 * REACH + 1
     plane = _weights_of_half_plane()
     return Kernels(
@@ -168,12 +174,18 @@ def make_kernels(psfs: Psfs, noise: tuple[float, float], transfer: F64, shape: t
     )
 
 
+def tolerance_for(snr: float) -> float:
+    """How much of the PSFs' variation may be left in where the brightest star that suffers from it has a S/N."""
+    return float(np.clip(LEFT_SIGMA / max(snr, 1.0), TOLERANCE, MOST_TOLERANCE))
+
+
 def _variation(
     psfs: Psfs,
     kernels: tuple[NDArray[np.complex128], NDArray[np.complex128]],
     mean_reference: NDArray[np.complex128],
     psf: F64,
     shape: tuple[int, int],
+    tolerance: float,
 ) -> tuple[F64, F64]:
     """G_j and the coefficients of c_j: what stars of unit flux leave, in as few components as matter."""
     new, reference = kernels
@@ -187,7 +199,7 @@ def _variation(
     u, s, vt = np.linalg.svd(smooth, full_matrices=False)
     norm = float(np.sqrt((psf**2).sum()))
     count = 0
-    while count < MAX_COMPONENTS and np.sqrt((smooth**2).sum(axis=1).mean()) > TOLERANCE * norm:
+    while count < MAX_COMPONENTS and np.sqrt((smooth**2).sum(axis=1).mean()) > tolerance * norm:
         smooth = smooth - s[count] * np.outer(u[:, count], vt[count])
         count += 1
     images = vt[:count].reshape(count, WORK, WORK)

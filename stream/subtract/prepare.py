@@ -15,6 +15,7 @@ from stream.core.resample import carry, resample_bridged
 from stream.photometry import Star, add_stars, fit_stars, remove_rings, saturated_stars, subtract_stars
 from stream.subtract.background import grow
 from stream.subtract.cache import ReferenceCache, reference_gain
+from stream.subtract.models import paint, places_on
 
 B1 = NDArray[np.bool_]
 
@@ -28,8 +29,8 @@ _SAME_STAR = 3.0  # px: places of a saturated star in two images differ by a par
 class Prepared:
     """What the subtraction works on, (ny, nx) each.
 
-    ``new``, ``reference``: sky off, science DN, without saturated stars, no NaN; their variances (DN^2), the
-    reference's white-equivalent;
+    ``new``, ``reference``: sky off, science DN, without saturated and modelled stars, no NaN; their variances (DN^2),
+    the reference's white-equivalent; ``light``: the reference with modelled stars in, no NaN;
     ``template``: the whole reference on the science grid, NaN outside its coverage; ``mask``: the science mask with the
     reference's defects; ``unusable``, ``hits``: pixels that were filled.
     """
@@ -38,6 +39,7 @@ class Prepared:
     reference: F32
     new_variance: F32
     reference_variance: F32
+    light: F32
     template: F32
     mask: U16
     unusable: B1
@@ -62,13 +64,19 @@ def prepare(
     mask = science.mask.copy()
     mask[full] |= np.uint16(Mask.SATURATED)
     new, new_variance = _science_pixels(science)
-    pairs, alone = _saturated_pairs(science, reference, cache, pixel_map, (new, mask))
+    pairs, alone, models = _saturated_pairs(science, reference, cache, pixel_map, (new, mask))
     own, theirs = [star for star, _ in pairs], [star for _, star in pairs]
     subtract_stars(new, science.psf, own)
+    flux = flux_scale * models[:, 2]
+    here = places_on(pixel_map, models[:, 0], models[:, 1])
+    paint(new, science.psf, *here, -flux)
     left = resample_bridged(alone, cache.empty, nodes, flux_scale)
     outside = np.isnan(left)
     mask[outside | np.isnan(new)] |= np.uint16(Mask.NAN)
-    template = _template(left, reference, mask, (own, theirs), scale)
+    light = left.copy()
+    paint(light, reference.psf, *here, flux, (models[:, 0], models[:, 1]))
+    template = _template(light, reference, mask, (own, theirs), scale)
+    light[outside] = 0
     unusable = (mask & np.uint16(UNUSABLE_BITS)) != 0
     hits = (mask & np.uint16(HIT_BITS)) != 0
     _fill(new, left, mask, unusable, hits)
@@ -77,7 +85,7 @@ def prepare(
         new -= left
         remove_rings(new, without_value, own)
         new += left
-    return Prepared(new, left, new_variance, reference_variance, template, mask, unusable, hits)
+    return Prepared(new, left, new_variance, reference_variance, light, template, mask, unusable, hits)
 
 
 def _fill(new: F32, reference: F32, mask: U16, unusable: B1, hits: B1) -> None:
@@ -121,17 +129,19 @@ def _saturated_pairs(
     cache: ReferenceCache,
     pixel_map: PixelMap,
     pixels: tuple[F32, U16],
-) -> tuple[list[tuple[Star, Star]], F32]:
-    """Stars saturated in either image, as fitted in the science image and in the reference; and the reference's pixels
-    without them. Only those fitted in both: a star taken from one image alone would be a transient."""
+) -> tuple[list[tuple[Star, Star]], F32, NDArray[np.float64]]:
+    """Stars saturated in either image, as fitted in the science image and in the reference; the reference's pixels
+    without them; and the modelled stars that are not among them. Only those fitted in both: a star taken from one image
+    alone would be a transient."""
     new, mask = pixels
     saturated = (mask & np.uint16(Mask.SATURATED)) != 0
     x, y = saturated_stars(science.sources, saturated) if saturated.any() else (np.zeros(0), np.zeros(0))
     there_x, there_y = pixel_map.at(x, y)
     bad = saturated | ((mask & np.uint16(UNUSABLE_BITS | HIT_BITS)) != 0) | np.isnan(new)
     own = fit_stars(new, bad, science.psf, (x, y), (science.background.sigma**2, science.gain)) if len(x) else []
-    known = _nearest(cache.stars, there_x, there_y)
-    theirs: list[Star | None] = [None if k < 0 else Star(*cache.stars[k].tolist()) for k in known.tolist()]
+    gone = np.concatenate([cache.stars, cache.models])
+    known = _nearest(gone, there_x, there_y)
+    theirs: list[Star | None] = [None if k < 0 else Star(*gone[k].tolist()) for k in known.tolist()]
     inside = (there_x > -0.5) & (there_y > -0.5)
     inside &= (there_x < reference.data.shape[1] - 0.5) & (there_y < reference.data.shape[0] - 0.5)
     rest = np.flatnonzero((known < 0) & inside)
@@ -146,14 +156,17 @@ def _saturated_pairs(
     more = [theirs[k] for k in rest.tolist() if out[k]]
     used = {int(known[k]) for k in range(len(x)) if out[k] and known[k] >= 0}
     lonely = [Star(*row) for k, row in enumerate(cache.stars.tolist()) if k not in used]
+    models = cache.models[[len(cache.stars) + k not in used for k in range(len(cache.models))]]
     if not more and not lonely:
-        return pairs, cache.pixels
+        return pairs, cache.pixels, models
     alone = cache.pixels.copy()
     if more:
         subtract_stars(alone, reference.psf, [star for star in more if star is not None])
         alone[cache.full] = 0  # a plateau minus a star is a hole
     add_stars(alone, reference.psf, [(star.x, star.y) for star in lonely], lonely)
-    return pairs, alone
+    if lonely:  # what comes back on a plateau is no more than it was
+        alone[cache.full] = np.minimum(alone[cache.full], np.float32(reference.saturate))
+    return pairs, alone, models
 
 
 def _nearest(stars: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -171,10 +184,10 @@ def _nearest(stars: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.f
 
 
 def _template(
-    left: F32, reference: Reference, mask: U16, stars: tuple[list[Star], list[Star]], scale: np.float32
+    light: F32, reference: Reference, mask: U16, stars: tuple[list[Star], list[Star]], scale: np.float32
 ) -> F32:
     """The reference on the science grid with its stars in, their cores as bright as the plateau."""
-    template = left.copy()
+    template = light.copy()
     own, theirs = stars
     here = [Star(a.x, a.y, float(scale) * b.flux) for a, b in zip(own, theirs, strict=True)]
     add_stars(template, reference.psf, [(b.x, b.y) for b in theirs], here)

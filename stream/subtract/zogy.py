@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from stream.core.records import F32
+from stream.subtract import blocks
 from stream.subtract.kernels import DEGREE, REACH, Kernels, embedded
 
 C64 = NDArray[np.complex64]
@@ -35,12 +36,14 @@ _WIDE = 0.05
 @dataclass(frozen=True, slots=True)
 class Planes:
     """What is subtracted, (ny, nx) float32 each: images without NaN, and their variances (the reference's
-    white-equivalent)."""
+    white-equivalent). ``light``: the reference's sources whose places and PSFs are uncertain, where more of them were
+    there than are in ``reference``."""
 
     new: F32
     reference: F32
     new_variance: F32
     reference_variance: F32
+    light: F32 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ class _Plan:
     """The kernels' transforms for blocks of one size, and the work of a block."""
 
     def __init__(self, n: int, kernels: Kernels, shape: tuple[int, int], errors: Errors) -> None:
-        self.n, self.shape, self.kernels, self.errors = n, shape, kernels, errors
+        self.n, self.shape, self.trend = n, shape, kernels.trend
         self.new, self.reference = _spectrum(kernels.new, n), _spectrum(kernels.reference, n)
         psf = _spectrum(kernels.psf, n)
         self.matched = np.conj(psf)
@@ -107,34 +110,34 @@ class _Plan:
         self.fade = _fade(self.coarse, n)
         half = n // 2
         self.squares = [_spectrum(_paired(k**2), half) for k in (kernels.score_new, kernels.score_reference)]
-        share = _cut(self.matched * self.reference, half)
         fy, fx = fft.fftfreq(half)[:, None] / 2, fft.rfftfreq(half) / 2  # cycles per pixel of the image
-        share *= np.exp(1j * np.pi * (fx + fy)).astype(np.complex64)  # to the middle of each 2 x 2 pixels
-        share *= np.float32(0.25)  # half as many pixels a side
-        self.share = share
-        self.slopes = [(share * (2j * np.pi * f)).astype(np.complex64) for f in (fx, fy)]
+        # The light comes as means of 2 x 2 pixels, which have this much of it.
+        share = _cut(self.matched * self.reference, half) / (np.cos(np.pi * fy) * np.cos(np.pi * fx))
+        share *= _roll_off(half)
+        self.slopes = [(share * f).astype(np.complex64) for f in (2j * np.pi * fx, 2j * np.pi * fy, 1.0)]
         self.least = 0.25 * (kernels.score_new**2).sum(), 0.25 * (kernels.score_reference**2).sum()
+        self.errors = _errors_of_pairs(errors, shape, n)
+        self.images = [np.empty((n, n), np.float32) for _ in range(2)]
+        self.small = np.empty((3, half, half), np.float32)
 
     def run(self, planes: Planes, out: Proper, box: tuple[int, int, int, int]) -> None:
         """One block, its result written where it belongs."""
         y0, y1, x0, x1 = box
         # An even margin, so that pairs of pixels are the same pairs in all blocks.
         oy, ox = ((start - (self.n - (end - start)) // 2) // 2 * 2 for start, end in ((y0, y1), (x0, x1)))
-        window = [_window(p, oy, ox, self.n) for p in (planes.new, planes.reference)]
-        new, reference = (fft.rfft2(w, workers=1) for w in window)
-        new *= self.new
-        new -= self.reference * reference
+        for image, into in zip((planes.new, planes.reference), self.images, strict=True):
+            blocks.window(image, oy, ox, into)
+        new, reference = (fft.rfft2(w, workers=1) for w in self.images)
+        blocks.combine(new, self.new, reference, self.reference, new)
         self._correct(new, reference, (oy, ox))
         score = new * self.matched
-        variance = self._variance(planes, reference, (oy, ox))
         inner = np.s_[y0 - oy : y1 - oy, x0 - ox : x1 - ox]
         target = np.s_[y0:y1, x0:x1]
         shape = self.n, self.n
         out.difference[target] = fft.irfft2(new, s=shape, workers=1, overwrite_x=True)[inner]
-        s = fft.irfft2(score, s=shape, workers=1, overwrite_x=True)[inner]
-        out.score[target] = s
-        np.sqrt(variance, out=variance)
-        np.divide(s, _doubled(variance)[inner], out=out.scorr[target])
+        variance = self._variance(planes, (oy, ox))
+        s = fft.irfft2(score, s=shape, workers=1, overwrite_x=True)
+        blocks.divide(s, variance, y0 - oy, x0 - ox, out.score[target], out.scorr[target])
 
     def _correct(self, difference: C64, reference: C64, origin: tuple[int, int]) -> None:
         """Take out what the variation of the PSFs leaves of the reference's sources, in place."""
@@ -144,11 +147,11 @@ class _Plan:
         some = reference if m == self.n else _cut(reference, m)
         step = self.n / m
         y, x = (np.asarray(o + step * np.arange(m), np.float64) for o in origin)
+        rows, columns = _scaled(y, x, self.shape)
         total = np.zeros((m, m), np.float32)
-        for kernel, trend in zip(self.variation, self.kernels.trend, strict=True):
+        for kernel, trend in zip(self.variation, self.trend, strict=True):
             part = fft.irfft2(some * kernel, s=(m, m), workers=1, overwrite_x=True)
-            part *= _surface(trend, y, x, self.shape)
-            total += part
+            blocks.add_surface(part, _rows_of(trend, rows), columns, total)
         total *= self.fade
         part = fft.rfft2(total, workers=1)
         if m == self.n:
@@ -156,30 +159,33 @@ class _Plan:
         else:
             _subtract_cut(difference, part, m)
 
-    def _variance(self, planes: Planes, reference: C64, origin: tuple[int, int]) -> F32:
+    def _variance(self, planes: Planes, origin: tuple[int, int]) -> F32:
         """V(S) + V_ast + V_psf at every second pixel."""
         half = self.n // 2
-        v = [_mean_pairs(_window(p, *origin, self.n)) for p in (planes.new_variance, planes.reference_variance)]
-        typical = [float(np.median(w[::8, ::8])) for w in v]
-        total = fft.rfft2(v[0], workers=1) * self.squares[0]
-        total += fft.rfft2(v[1], workers=1) * self.squares[1]
-        variance = fft.irfft2(total, s=(half, half), workers=1, overwrite_x=True)
+        light = planes.reference if planes.light is None else planes.light
+        for image, into in zip((planes.new_variance, planes.reference_variance, light), self.small, strict=True):
+            blocks.pairs(image, *origin, into)
+        least = sum(float(np.median(v[::8, ::8])) * s for v, s in zip(self.small, self.least, strict=False))
+        new, reference, seen = (fft.rfft2(v, workers=1) for v in self.small)
+        new *= self.squares[0]
+        new += reference * self.squares[1]
+        variance: F32 = fft.irfft2(new, s=(half, half), workers=1, overwrite_x=True)
+        for slope, into in zip(self.slopes, self.small, strict=True):
+            into[...] = fft.irfft2(seen * slope, s=(half, half), workers=1, overwrite_x=True)
         # Rounding beside a very bright star must not make a variance vanish.
-        np.maximum(variance, np.float32(typical[0] * self.least[0] + typical[1] * self.least[1]), out=variance)
-        some = _cut(reference, half)
-        y, x = (np.asarray(o + 0.5 + 2.0 * np.arange(half), np.float64) for o in origin)
-        for slope, error in zip(self.slopes, (self.errors.dx, self.errors.dy), strict=True):
-            part = fft.irfft2(some * slope, s=(half, half), workers=1, overwrite_x=True)
-            part *= _bilinear(error, self.errors, y, x)
-            part *= part
-            variance += part
-        if self.errors.psf > 0:
-            part = fft.irfft2(some * self.share, s=(half, half), workers=1, overwrite_x=True)
-            part *= np.float32(self.errors.psf)
-            part *= part
-            variance += part
-        out: F32 = variance
-        return out
+        blocks.add_errors(variance, least, self.small, self.errors, *((o + self.n) // 2 for o in origin))
+        return variance
+
+
+def _errors_of_pairs(errors: Errors, shape: tuple[int, int], n: int) -> F32:
+    """Registration errors in x and y and that of the PSFs for every 2 x 2 pixels, (3, rows, columns) from -n on."""
+    ny, nx = shape
+    y, x = (np.arange(-n, size + n, 2, dtype=float) + 0.5 for size in (ny, nx))
+    out = np.empty((3, len(y), len(x)), np.float32)
+    for k, grid in enumerate((errors.dx, errors.dy)):
+        out[k] = _bilinear(grid, errors, y, x)
+    out[2] = errors.psf
+    return out
 
 
 def _spectrum(kernel: NDArray[np.float64], n: int) -> C64:
@@ -220,25 +226,6 @@ def _subtract_cut(plane: C64, part: C64, m: int) -> None:
     plane[-low + 1 :, :low] -= part[low + 1 :, :low]
 
 
-def _window(image: F32, y0: int, x0: int, n: int) -> F32:
-    """The n x n window that starts at a pixel; beyond the image its mirror image (sky goes on as sky)."""
-    ny, nx = image.shape
-    y1, x1 = y0 + n, x0 + n
-    inner = image[max(y0, 0) : min(y1, ny), max(x0, 0) : min(x1, nx)]
-    if inner.shape == (n, n):
-        return inner
-    pads = (max(-y0, 0), max(y1 - ny, 0)), (max(-x0, 0), max(x1 - nx, 0))
-    return np.pad(inner, pads, mode="symmetric")
-
-
-def _mean_pairs(image: F32) -> F32:
-    """Means of 2 x 2 pixels."""
-    rows = image[0::2] + image[1::2]
-    out: F32 = rows[:, 0::2] + rows[:, 1::2]
-    out *= np.float32(0.25)
-    return out
-
-
 def _paired(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
     """A kernel (odd side, half a multiple of 2) for means of 2 x 2 pixels: its sum stays."""
     side = kernel.shape[0]
@@ -252,31 +239,20 @@ def _paired(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(rows @ kernel @ rows.T)
 
 
-def _doubled(image: F32) -> F32:
-    """An image of 2 x 2 pixels' means at every pixel, bilinear."""
-    return _doubled_rows(_doubled_rows(image).T).T
-
-
-def _doubled_rows(image: F32) -> F32:
-    near, far = image * np.float32(0.75), image * np.float32(0.25)
-    out: F32 = np.repeat(near, 2, axis=0)
-    out[2::2] += far[:-1]
-    out[1:-1:2] += far[1:]
-    out[0] += far[0]
-    out[-1] += far[-1]
-    return out
-
-
-def _surface(trend: NDArray[np.float64], y: NDArray[np.float64], x: NDArray[np.float64], shape: tuple[int, int]) -> F32:
-    """A polynomial (``polynomial_terms``) on the grid of rows ``y`` and columns ``x``."""
+def _scaled(y: NDArray[np.float64], x: NDArray[np.float64], shape: tuple[int, int]) -> tuple[F32, F32]:
+    """Powers of rows (n, 4) and scaled columns (n,) of ``polynomial_terms``."""
     ny, nx = shape
     u, v = (x - (nx - 1) / 2) / (nx / 2), (y - (ny - 1) / 2) / (ny / 2)
-    square = np.zeros((DEGREE + 1, DEGREE + 1))
+    return np.vander(v, DEGREE + 1, increasing=True).astype(np.float32), u.astype(np.float32)
+
+
+def _rows_of(trend: NDArray[np.float64], rows: F32) -> F32:
+    """Coefficients (n, 4) of the powers of x in each row of a polynomial (``polynomial_terms``)."""
+    square = np.zeros((DEGREE + 1, DEGREE + 1), np.float32)
     powers = [(total - j, j) for total in range(DEGREE + 1) for j in range(total + 1)]
     for (p, q), value in zip(powers, trend, strict=True):
         square[q, p] = value
-    rows, columns = (np.vander(w, DEGREE + 1, increasing=True).astype(np.float32) for w in (v, u))
-    out: F32 = rows @ square.astype(np.float32) @ columns.T
+    out: F32 = rows @ square
     return out
 
 

@@ -1,0 +1,117 @@
+"""What a block of the subtraction does between its transforms, in one pass over memory each."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.core.compiled import compiled
+from stream.core.records import F32
+
+C64 = NDArray[np.complex64]
+
+
+@compiled
+def mirror(place: int, n: int) -> int:
+    """The pixel 0..n-1 that stands for one beyond the image: its mirror image about the edge, edge pixel included."""
+    period = 2 * n
+    place %= period
+    return place if place < n else period - 1 - place
+
+
+@compiled
+def window(image: F32, y0: int, x0: int, out: F32) -> None:
+    """The window that starts at a pixel; beyond the image its mirror image (sky goes on as sky)."""
+    ny, nx = image.shape
+    first, last = min(max(-x0, 0), out.shape[1]), max(min(nx - x0, out.shape[1]), 0)
+    for j in range(out.shape[0]):
+        line = image[mirror(y0 + j, ny)]
+        for i in range(first):
+            out[j, i] = line[mirror(x0 + i, nx)]
+        if first < last:
+            out[j, first:last] = line[x0 + first : x0 + last]
+        for i in range(max(first, last), out.shape[1]):
+            out[j, i] = line[mirror(x0 + i, nx)]
+
+
+@compiled
+def pairs(image: F32, y0: int, x0: int, out: F32) -> None:
+    """Means of 2 x 2 pixels of a window that starts at a pixel, as ``window``."""
+    ny, nx = image.shape
+    first, last = min((max(-x0, 0) + 1) // 2, out.shape[1]), max(min((nx - x0) // 2, out.shape[1]), 0)
+    quarter = np.float32(0.25)
+    for j in range(out.shape[0]):
+        one, two = image[mirror(y0 + 2 * j, ny)], image[mirror(y0 + 2 * j + 1, ny)]
+        if first < last:
+            inner, upper, lower = out[j, first:last], one[x0 + 2 * first :], two[x0 + 2 * first :]
+            for i in range(len(inner)):
+                inner[i] = quarter * ((upper[2 * i] + upper[2 * i + 1]) + (lower[2 * i] + lower[2 * i + 1]))
+        for i in range(out.shape[1]):
+            if first <= i < last:
+                continue
+            x, z = mirror(x0 + 2 * i, nx), mirror(x0 + 2 * i + 1, nx)
+            out[j, i] = quarter * ((one[x] + one[z]) + (two[x] + two[z]))
+
+
+@compiled
+def combine(new: C64, new_kernel: C64, reference: C64, reference_kernel: C64, out: C64) -> None:
+    """D's transform; all of one shape."""
+    for j in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            out[j, i] = new[j, i] * new_kernel[j, i] - reference[j, i] * reference_kernel[j, i]
+
+
+@compiled
+def add_surface(part: F32, coefficients: F32, columns: F32, out: F32) -> None:
+    """Add ``part`` times a cubic: row j's value at column i is the sum of ``coefficients[j, k] columns[i]^k``."""
+    for j in range(out.shape[0]):
+        a, b, c, d = coefficients[j, 0], coefficients[j, 1], coefficients[j, 2], coefficients[j, 3]
+        some, total = part[j], out[j]
+        for i in range(len(total)):
+            u = columns[i]
+            total[i] += (a + u * (b + u * (c + u * d))) * some[i]
+
+
+@compiled
+def add_errors(variance: F32, least: float, slopes: F32, errors: F32, y0: int, x0: int) -> None:
+    """Keep a variance above ``least`` and add that of uncertain places and PSFs, in place.
+
+    ``slopes`` (3, n, n): of the reference's part of S along x and y, and itself; ``errors`` (3, rows, columns): what
+    each is uncertain by, from (y0, x0) on.
+    """
+    floor = np.float32(least)
+    n = variance.shape[1]
+    for j in range(variance.shape[0]):
+        total = variance[j]
+        x_slope, y_slope, light = slopes[0, j], slopes[1, j], slopes[2, j]
+        x_error, y_error = errors[0, y0 + j, x0 : x0 + n], errors[1, y0 + j, x0 : x0 + n]
+        psf_error = errors[2, y0 + j, x0 : x0 + n]
+        for i in range(n):
+            along, across, own = x_slope[i] * x_error[i], y_slope[i] * y_error[i], light[i] * psf_error[i]
+            total[i] = max(total[i], floor) + (along * along + across * across + own * own)
+
+
+@compiled
+def divide(score: F32, variance: F32, y0: int, x0: int, out_score: F32, out: F32) -> None:
+    """S and S over its noise from (y0, x0) of a block on; the variance is that of 2 x 2 pixels, bilinear between."""
+    ny, nx = out.shape
+    n_y, n_x = variance.shape
+    near, far = np.float32(0.75), np.float32(0.25)
+    wide = np.empty(2 * n_x, np.float32)
+    line = np.empty(n_x + 2, np.float32)
+    for j in range(ny):
+        y = y0 + j
+        this, other = variance[y // 2], variance[min(max(y // 2 + (1 if y % 2 else -1), 0), n_y - 1)]
+        inner = line[1 : n_x + 1]
+        for i in range(n_x):
+            inner[i] = near * this[i] + far * other[i]
+        line[0], line[n_x + 1] = line[1], line[n_x]
+        for i in range(n_x):
+            wide[2 * i] = near * line[i + 1] + far * line[i]
+            wide[2 * i + 1] = near * line[i + 1] + far * line[i + 2]
+        some, noise, own, scaled = score[y, x0 : x0 + nx], wide[x0 : x0 + nx], out_score[j], out[j]
+        for i in range(nx):
+            own[i] = some[i]
+            scaled[i] = some[i] / math.sqrt(noise[i])

@@ -1,0 +1,53 @@
+"""Single passes over memory against numpy's many."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from stream.subtract import blocks
+
+
+@pytest.mark.parametrize(("y0", "x0"), [(-30, -12), (10, 20), (44, 60), (-8, 70)])
+def test_windows_go_on_as_mirror_images(y0: int, x0: int) -> None:
+    image = np.random.default_rng(1).normal(0, 1, (70, 90)).astype(np.float32)
+    wide = np.pad(image, 60, mode="symmetric")
+    expected = wide[y0 + 60 : y0 + 108, x0 + 60 : x0 + 108]
+    out = np.empty((48, 48), np.float32)
+    blocks.window(image, y0, x0, out)
+    assert (out == expected).all()
+    small = np.empty((24, 24), np.float32)
+    blocks.pairs(image, y0, x0, small)
+    assert np.allclose(small, expected.reshape(24, 2, 24, 2).mean(axis=(1, 3)), atol=1e-6)
+
+
+def test_sums_of_a_block() -> None:
+    rng = np.random.default_rng(2)
+    n, r = (rng.normal(0, 1, (20, 11)) + 1j * rng.normal(0, 1, (20, 11)) for _ in range(2))
+    kn, kr, out = 2 * n + r, n - r, np.empty((20, 11), np.complex64)
+    args = [np.asarray(v, np.complex64) for v in (n, kn, r, kr)]
+    blocks.combine(*args, out)
+    assert np.allclose(out, n * kn - r * kr, rtol=1e-5, atol=1e-5)
+    part, total = (rng.normal(0, 1, (20, 30)).astype(np.float32) for _ in range(2))
+    c, u = rng.normal(0, 1, (20, 4)).astype(np.float32), np.linspace(-1, 1, 30).astype(np.float32)
+    expected = total + part * (c @ np.vander(u, 4, increasing=True).T)
+    blocks.add_surface(part, c, u, total)
+    assert np.allclose(total, expected, atol=1e-5)
+
+
+def test_noise_of_the_score() -> None:
+    rng = np.random.default_rng(3)
+    slopes, errors = rng.normal(0, 1, (3, 16, 16)), rng.uniform(0, 1, (3, 40, 40))
+    variance = rng.uniform(0.5, 9, (16, 16))
+    expected = np.maximum(variance, 1.0) + ((slopes * errors[:, 5:21, 7:23]) ** 2).sum(axis=0)
+    seen = variance.astype(np.float32)
+    blocks.add_errors(seen, 1.0, slopes.astype(np.float32), errors.astype(np.float32), 5, 7)
+    assert np.allclose(seen, expected, rtol=1e-5)
+    score = rng.normal(0, 3, (32, 32)).astype(np.float32)
+    place = (np.arange(32) - 0.5) / 2
+    fine = ndimage.map_coordinates(expected, np.meshgrid(place, place, indexing="ij"), order=1, mode="nearest")
+    whole, out = np.empty((50, 50), np.float32), np.empty((50, 50), np.float32)
+    blocks.divide(score, seen, 3, 5, whole[10:30, 20:40], out[10:30, 20:40])
+    assert (whole[10:30, 20:40] == score[3:23, 5:25]).all()
+    assert np.allclose(out[10:30, 20:40], (score / np.sqrt(fine))[3:23, 5:25], rtol=1e-5)
