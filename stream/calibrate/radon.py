@@ -13,7 +13,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.core.compiled import compiled
+
 F32 = NDArray[np.float32]
+B8 = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +37,69 @@ def radon(image: F32) -> F32:
     """
     ny, nx = image.shape
     side = max(ny, nx)
-    period = 2 * side
-    sums = np.zeros((1, 4, side + side % 2, period), np.float32)
+    period, strips = 2 * side, side + side % 2
+    # Strips twice as wide have half the number, rounded up to an even one, of twice as many slopes.
+    memory = [np.empty(4 * period * (strips + 4 * side), np.float32) for _ in range(2)]
+    sums = memory[0][: 4 * strips * period].reshape(1, 4, strips, period)
+    sums[:] = 0.0
     for group, turned in enumerate((image.T, image[::-1].T, image, image[:, ::-1])):
         sums[0, group, : turned.shape[0], : turned.shape[1]] = turned
-    while sums.shape[2] > 1:
-        width, _, strips, _ = sums.shape
-        if strips % 2:
-            sums = np.concatenate([sums, np.zeros((width, 4, 1, period), np.float32)], axis=2)
-        left, right = sums[:, :, 0::2], sums[:, :, 1::2]
-        joined = np.empty((2 * width, 4, left.shape[2], period), np.float32)
-        for rise in range(2 * width):
-            half, shift = rise // 2, (rise + 1) // 2
-            cut = period - shift
-            np.add(left[half, ..., :cut], right[half, ..., shift:], out=joined[rise, ..., :cut])
-            np.add(left[half, ..., cut:], right[half, ..., :shift], out=joined[rise, ..., cut:])
+    while strips > 1:
+        memory.reverse()
+        strips //= 2
+        strips += strips % 2 if strips > 1 else 0
+        slopes = 2 * sums.shape[0]
+        joined = memory[0][: slopes * 4 * strips * period].reshape(slopes, 4, strips, period)
+        _join(sums, joined)
         sums = joined
     return sums[:, :, 0]
+
+
+@compiled
+def _join(sums: F32, joined: F32) -> None:
+    """Sums of strips (w, 4, s, period) to those of strips twice as wide (2 w, 4, s / 2, period): a line that rises by
+    r over both halves rises by half of it over each, and meets the second one that much higher."""
+    period = sums.shape[3]
+    for rise in range(joined.shape[0]):
+        half, shift = rise // 2, (rise + 1) // 2
+        cut = period - shift
+        for group in range(4):
+            joined[rise, group, sums.shape[2] // 2 :] = 0.0  # beyond the last pair, where their number is made even
+            for strip in range(sums.shape[2] // 2):
+                left, right = sums[half, group, 2 * strip], sums[half, group, 2 * strip + 1]
+                out = joined[rise, group, strip]
+                for k in range(cut):
+                    out[k] = left[k] + right[k + shift]
+                for k in range(cut, period):
+                    out[k] = left[k] + right[k - cut]
+
+
+@compiled
+def strongest(sums: F32, roots: F32, usable: B8, parallel: int) -> tuple[int, float]:
+    """Which element (flat) of a transform stands out most against its parallels, and by how much.
+
+    An element is divided by ``roots`` and compared with the mean of those ``parallel`` offsets to both sides. Those
+    that are not ``usable`` do not count. (0, 0.0) where nothing stands out at all.
+    """
+    period = sums.shape[2]
+    scaled = np.empty(period + 2 * parallel, np.float32)  # offsets are periodic
+    contrast = np.empty(period, np.float32)
+    best, place = np.float32(0.0), 0
+    for slope in range(sums.shape[0]):
+        for group in range(sums.shape[1]):
+            line, root, use = sums[slope, group], roots[slope, group], usable[slope, group]
+            for k in range(period):
+                scaled[parallel + k] = line[k] / root[k]
+            for k in range(parallel):
+                scaled[k], scaled[parallel + period + k] = scaled[period + k], scaled[parallel + k]
+            top = np.float32(0.0)
+            for k in range(period):
+                around = np.float32(0.5) * (scaled[k] + scaled[2 * parallel + k])
+                contrast[k] = scaled[parallel + k] - around if use[k] else np.float32(0.0)
+                top = max(top, contrast[k])
+            if top > best:
+                best, place = top, (slope * sums.shape[1] + group) * period + int(np.argmax(contrast))
+    return place, float(best)
 
 
 @lru_cache(maxsize=4)

@@ -16,12 +16,14 @@ zero point would use. Pixels of particles and defects are flagged before and do 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.calibrate.radon import Line, clipped, extended, lengths, line_of, radon
+from stream.calibrate.radon import Line, clipped, extended, lengths, line_of, radon, strongest
+from stream.core.compiled import compiled
 from stream.core.flags import BAD_BITS, Mask
 from stream.core.records import F32, U16, Background, Track
 
@@ -87,7 +89,7 @@ def find_tracks(data: F32, background: Background, mask: U16) -> tuple[Track, ..
     if math.hypot(nx, ny) < MIN_LENGTH or min(nx, ny) < 4 * BIN or not background.sigma > 0:
         return ()
     bins = _binned(data, background, mask)
-    stars = _spiky_stars(mask)
+    stars: F64 | None = None  # looked for when there is a trail
     found: list[Track] = []
     for _ in range(MAX_CANDIDATES):
         line = _strongest_line(bins)
@@ -96,7 +98,9 @@ def find_tracks(data: F32, background: Background, mask: U16) -> tuple[Track, ..
         trail = _follow(data, background, mask, line, NARROW)
         if trail is not None and _is_wide(trail.profile):
             trail = _follow(data, background, mask, trail.line, WIDE) or trail
-        if trail is not None and not _is_spike(trail, stars):
+        if trail is not None and stars is None:
+            stars = _spiky_stars(mask)
+        if trail is not None and stars is not None and not _is_spike(trail, stars):
             found.append(_track(trail, background.sigma))
             _erase(bins, trail.line, found[-1].width / 2)
         else:
@@ -142,18 +146,9 @@ def strip_pixels(ny: int, nx: int, line: Line, half_width: float) -> tuple[I64, 
 def _binned(data: F32, background: Background, mask: U16) -> F32:
     """Means of cells over the sky, in units of their noise, cut; 0 where there is nothing good."""
     my, mx = (n // BIN for n in data.shape)
-    sums = np.empty((my, mx), np.float32)
-    lost = np.zeros((my, mx), np.float32)
-    for row in range(my):
-        rows = slice(row * BIN, (row + 1) * BIN)
-        sums[row] = data[rows, : mx * BIN].sum(axis=0).reshape(mx, BIN).sum(axis=1)
-        bad = mask[rows, : mx * BIN] & np.uint16(BLIND_BITS)
-        if bad.any():
-            y, x = np.nonzero(bad)
-            values = data[rows][y, x]
-            sums[row] -= np.bincount(x // BIN, values, mx).astype(np.float32)
-            lost[row] = np.bincount(x // BIN, minlength=mx)
-    good = BIN * BIN - lost
+    sums, lost = np.empty((my, mx), np.float32), np.empty((my, mx), np.float32)
+    _summed(np.ascontiguousarray(data), np.ascontiguousarray(mask), np.uint16(BLIND_BITS), sums, lost)
+    good = np.float32(BIN * BIN) - lost
     middle = slice(BIN // 2, None, BIN)
     level = background.level[middle, middle][:my, :mx]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -163,22 +158,48 @@ def _binned(data: F32, background: Background, mask: U16) -> F32:
     return np.asarray(bins, np.float32)
 
 
+@compiled
+def _summed(data: F32, mask: U16, blind: np.uint16, sums: F32, lost: F32) -> None:
+    """Sums of the pixels of cells without one of the bits ``blind``, and how many have one or no value."""
+    ny, nx = sums.shape
+    column, gone = np.empty(nx * BIN, np.float32), np.empty(nx * BIN, np.float32)
+    for row in range(ny):
+        column[:], gone[:] = 0.0, 0.0
+        for y in range(row * BIN, (row + 1) * BIN):
+            for x in range(nx * BIN):
+                value = data[y, x]
+                good = (mask[y, x] & blind) == 0 and np.isfinite(value)
+                column[x] += value if good else np.float32(0.0)
+                gone[x] += np.float32(0.0) if good else np.float32(1.0)
+        for cell in range(nx):
+            total, bad = np.float32(0.0), np.float32(0.0)
+            for x in range(cell * BIN, (cell + 1) * BIN):
+                total += column[x]
+                bad += gone[x]
+            sums[row, cell], lost[row, cell] = total, bad
+
+
 def _strongest_line(bins: F32) -> Line | None:
     """The line (px) that stands out most against its parallels, if noise cannot explain it."""
     shape = (bins.shape[0], bins.shape[1])
-    sums, number = radon(bins), lengths(shape)
-    usable = number >= min(MIN_CHORD / BIN, 0.6 * min(shape))
-    scaled = sums / np.sqrt(np.maximum(number, 1.0))
-    contrast = scaled - 0.5 * (np.roll(scaled, PARALLEL, axis=2) + np.roll(scaled, -PARALLEL, axis=2))
-    contrast[~usable] = 0.0
+    sums = radon(bins)
+    roots, usable = _chords(shape)
+    found, contrast = strongest(sums, roots, usable, PARALLEL)
     # Of independent bins, two parallels taken off: the transform's own scatter would be that of a bright trail.
     noise = math.sqrt(1.5) * float(bins.std())
-    place = np.unravel_index(int(contrast.argmax()), contrast.shape)
-    if not contrast[place] > PEAK * noise > 0:
+    if not contrast > PEAK * noise > 0:
         return None
+    place = np.unravel_index(found, sums.shape)
     line = line_of((int(place[0]), int(place[1]), int(place[2])), shape, sums.shape)
     middle = (BIN - 1) / 2  # centre of a bin
     return Line(*(BIN * v + middle for v in (line.x1, line.y1, line.x2, line.y2)))
+
+
+@lru_cache(maxsize=4)
+def _chords(shape: tuple[int, int]) -> tuple[F32, NDArray[np.bool_]]:
+    """Square roots of the numbers of bins on every line, and which lines are long enough to be summed."""
+    number = lengths(shape)
+    return np.sqrt(np.maximum(number, np.float32(1.0))), number >= min(MIN_CHORD / BIN, 0.6 * min(shape))
 
 
 def _erase(bins: F32, line: Line, half_width: float) -> None:

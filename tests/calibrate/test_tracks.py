@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from synthetic import add_noise, paint, star_field
 
 from stream.calibrate import find_tracks, mask_tracks
-from stream.calibrate.radon import Line, extended, lengths, line_of, radon
-from stream.calibrate.tracks import strip_pixels
+from stream.calibrate.radon import Line, extended, lengths, line_of, radon, strongest
+from stream.calibrate.tracks import BLIND_BITS, _summed, strip_pixels
 from stream.core.flags import Mask
 from stream.core.psf import gaussian_psf
 from stream.core.records import Background, Track
@@ -179,3 +179,32 @@ def test_strips_are_what_lies_next_to_the_line(ends: tuple[float, float, float, 
     must = (np.abs(off) <= half - 1e-6) & (along > half + 1) & (along < length - half - 1)
     assert inside[must].all()
     assert all(a >= 0 for a, _ in pairwise([*rows, 0]))
+
+
+def test_the_line_that_stands_out_is_the_one_that_plain_arrays_find() -> None:
+    rng = np.random.default_rng(5)
+    image = rng.standard_normal((60, 45)).astype(np.float32)
+    image[:, 20] += 1.5
+    sums, number = radon(image), lengths((60, 45))
+    roots, usable = np.sqrt(np.maximum(number, np.float32(1))), number > 30
+    place, contrast = strongest(sums, roots, usable, 7)
+    scaled = sums / roots
+    plain = scaled - np.float32(0.5) * (np.roll(scaled, 7, axis=2) + np.roll(scaled, -7, axis=2))
+    plain[~usable] = 0.0
+    assert place == plain.argmax()
+    assert contrast == pytest.approx(plain.max(), rel=1e-6)
+    assert strongest(sums, roots, np.zeros_like(usable), 7) == (0, 0.0)
+
+
+def test_cells_are_summed_without_what_is_blind_or_has_no_value() -> None:
+    rng = np.random.default_rng(6)
+    data = rng.normal(500, 20, (83, 70)).astype(np.float32)
+    mask = np.where(rng.uniform(size=data.shape) < 0.02, Mask.DEAD, Mask.SOURCE).astype(np.uint16)
+    data[10:14, 30] = np.nan
+    sums, lost = np.empty((10, 8), np.float32), np.empty((10, 8), np.float32)
+    _summed(data, mask, np.uint16(BLIND_BITS), sums, lost)
+    bad = ((mask & BLIND_BITS) != 0) | np.isnan(data)
+    cells = (10, 8, 8, 8)  # rows, px, columns, px
+    assert np.array_equal(lost, bad[:80, :64].reshape(cells).sum(axis=(1, 3)))
+    good = np.where(bad, 0.0, data)[:80, :64].reshape(cells).sum(axis=(1, 3), dtype=np.float64)
+    np.testing.assert_allclose(sums, good, rtol=1e-5)
