@@ -69,11 +69,11 @@ def saturated_stars(sources: Table, saturated: B1) -> tuple[F64, F64]:
             touched |= saturated[np.clip(iy + dy, 0, ny - 1), np.clip(ix + dx, 0, nx - 1)]
     rows = np.flatnonzero(touched)
     rows = rows[np.lexsort((rows, -light[rows]))][:MAX_STARS]
-    kept: list[int] = []
-    for row in rows.tolist():
-        if all((x[row] - x[k]) ** 2 + (y[row] - y[k]) ** 2 > PIECES**2 for k in kept):
-            kept.append(row)
-    return x[kept], y[kept]
+    x, y = x[rows], y[rows]
+    whole = np.zeros(len(rows), bool)
+    for k in range(len(rows)):
+        whole[k] = not (whole[:k] & ((x[:k] - x[k]) ** 2 + (y[:k] - y[k]) ** 2 <= PIECES**2)).any()
+    return x[whole], y[whole]
 
 
 def bright_stars(sources: Table, psf: PsfModel, least_peak: float) -> list[Star]:
