@@ -477,7 +477,8 @@ def main() -> int:
     if len(names) // 2 >= 2:
         measured.append(measure(store, most_alike(names, singles, len(names) // 2), sky, singles, alike=True))
         say(json.dumps(asdict(measured[-1])))
-    noise = halves(store, some, sky)
+    (most,) = subsets(names, [min(max(counts), len(names))])
+    noise = halves(store, most, sky)
     rows = rows_of(measured, noise, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
     if args.plot:
         plot(measured, noise[1], args.plot)
