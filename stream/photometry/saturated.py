@@ -33,6 +33,8 @@ MIN_PIXELS = 60  # usable ones in the window; fewer carry no fit of three unknow
 MAX_STARS = 500  # a field of the galactic centre must not cost seconds
 MAX_SHIFT = 3.0  # px from the detection: a bled column pulls centroids along it
 _STEPS = 6
+_ROUGH = 4  # before them, of the flux alone
+EXCESS = 3.0  # sigma above the model from which light counts for less and less
 _BLOCK = 64  # stars whose PSF grids stay in the processor's cache
 
 
@@ -147,12 +149,15 @@ def _fit(image: F32, bad: B1, psf: PsfModel, start: tuple[F64, F64], noise: tupl
     good = usable.sum(axis=(1, 2)) >= MIN_PIXELS
     grids = _grids(psf, list(zip(x0.tolist(), y0.tolist(), strict=True)))
     x, y, flux = x0.copy(), y0.copy(), np.zeros(n)
-    for turn in range(_STEPS):
+    for turn in range(-_ROUGH, _STEPS):
         p, px, py = read_gradients(grids, x - ix, y - iy, FIT_SIZE, psf.oversample)
         scale = flux.astype(np.float32)[:, None, None]
         light = scale * np.maximum(p, 0)
         weight = usable / (noise[0] + light / np.float32(noise[1]) + (np.float32(MODEL_ERROR) * light) ** 2)
-        if turn == 0:
+        if turn > -_ROUGH:
+            # Light above the model is a neighbour's.
+            weight = weight / (1 + np.maximum(values - light, 0) ** 2 * weight / np.float32(EXCESS**2))
+        if turn < 0:
             flux = _dot(weight, p, values) / np.maximum(_dot(weight, p, p), 1e-30)
             good &= flux > 0
             flux[~good] = 0

@@ -40,6 +40,19 @@ def test_flux_and_place_come_from_the_flanks(clipped, psf: PsfModel) -> None:  #
         assert np.hypot(star.x - x, star.y - y) < 0.05
 
 
+def test_a_neighbour_is_not_taken_for_the_star(psf: PsfModel) -> None:
+    """In crowds every saturated star has one, bright on the flanks as the star itself."""
+    near = X + np.array([6.0, -4.5, 3.5]), Y + np.array([4.0, 6.0, -5.5])
+    image = paint(SHAPE, np.append(X, near[0]), np.append(Y, near[1]), np.append(FLUX, 0.08 * FLUX), psf)
+    image = add_noise(image, 300.0, 6.2, 10.0, 6) - np.float32(300)
+    bad = image >= FULL
+    stars = fit_stars(np.minimum(image, np.float32(FULL)), bad, psf, (np.rint(X), np.rint(Y)), (50.0, 6.2))
+    for star, x, y, flux in zip(stars, X, Y, FLUX, strict=True):
+        assert star is not None
+        assert star.flux == pytest.approx(flux, rel=0.05)
+        assert np.hypot(star.x - x, star.y - y) < 0.1
+
+
 def test_nothing_is_left_beside_the_core_and_adding_undoes_subtracting(clipped, psf: PsfModel) -> None:  # type: ignore[no-untyped-def]
     image, bad = clipped
     stars = [s for s in fit_stars(image, bad, psf, (X, Y), (50.0, 6.2)) if s is not None]
