@@ -40,24 +40,24 @@ from stream.simulate import NightPlan, simulate_night  # noqa: E402
 PLAN = NightPlan(seed=5, noise_seed=5, camera=SMALL, n_reference=6, n_science=1, satellite=False)
 
 
-def ztf_stream(*args: object, check: bool = True) -> None:
+def ztf_stream(*args: object, check: bool = True, camera: str = "small") -> None:
     """A command of ours in a process of its own."""
-    env = {**os.environ, "ZTF_CAMERA": "small", "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "ZTF_CAMERA": camera, "PYTHONPATH": str(ROOT)}
     argv = [sys.executable, "-m", "stream.cli", *map(str, args)]
     subprocess.run(argv, env=env, check=check, stdout=subprocess.DEVNULL)
 
 
-def prepared(folder: Path) -> Path:
+def prepared(folder: Path, plan: NightPlan = PLAN) -> Path:
     """The night in the folder, made if it is not there: raw packets beside a store with catalogues and frames."""
-    night = folder / "night"
+    night, camera = folder / "night", plan.camera.name
     if not (night / "ready").exists():
-        simulate_night(night, PLAN, workers=2)
+        simulate_night(night, plan, workers=2)
         where = "--store", night / "store"
         tables = {"gaia": "gaia.parquet", "ps1": "ps1.parquet", "bright": "bright.parquet", "orbits": "MPCORB.DAT"}
         for kind, name in tables.items():
-            ztf_stream("catalog", "import", kind, night / name, *where)
-        ztf_stream("calibration", "build", night / "raw" / "cal", *where)
-        ztf_stream("reference", "build", night / "raw" / "ref", *where)
+            ztf_stream("catalog", "import", kind, night / name, *where, camera=camera)
+        ztf_stream("calibration", "build", night / "raw" / "cal", *where, camera=camera)
+        ztf_stream("reference", "build", night / "raw" / "ref", *where, camera=camera)
         (night / "ready").touch()
     return night
 

@@ -3,10 +3,11 @@
 ``python ops/bench/latency.py [--night DIR] [--camera small|full] [--exposures N] [--workers N] [--json]``
 
 The night is a folder with ``raw/sci`` and a ``store`` that has its calibration, catalogues and references; without one
-the small night of ``ops/torture.py`` is made. One of its packets, a minute later each time, is fed to a whole system
-(broker, Redis, every kind of worker): the next one whenever no more quadrants are open than there are workers for them,
-so that nobody waits for work and no queue builds up. The first exposures, which fill the caches, do not count. Times
-are those of the ledgers in the published packets, one a quadrant.
+a small night is made, or one CCD of the full camera (a quarter of an hour; ``--exposures 0`` makes it and no more). One
+of its packets, a minute later each time, is fed to a whole system (broker, Redis, every kind of worker): the next one
+whenever no more quadrants are open than there are workers for them, so that nobody waits for work and no queue builds
+up. The first exposures, which fill the caches, do not count. Times are those of the ledgers in the published packets,
+one a quadrant.
 """
 
 from __future__ import annotations
@@ -23,15 +24,21 @@ sys.path[:0] = [str(ROOT), str(ROOT / "ops"), *(str(ROOT / "tests" / room) for r
 
 import bad_packets  # noqa: E402
 from harness import World, world_on  # noqa: E402
-from torture import prepared, sibling  # noqa: E402
+from torture import PLAN, prepared, sibling  # noqa: E402
 
 from stream.alert import LEDGER  # noqa: E402
+from stream.core.camera import FULL  # noqa: E402
 from stream.engine import logs  # noqa: E402
 from stream.engine.config import load_settings  # noqa: E402
 from stream.engine.gather import NightReader  # noqa: E402
 from stream.engine.supervise import Supervisor  # noqa: E402
 from stream.monitor.latency import latency_report  # noqa: E402
+from stream.simulate import NightPlan  # noqa: E402
 
+# One CCD, four quadrants, with a reference of a few good exposures: enough for times.
+FULL_PLAN = NightPlan(
+    seed=5, noise_seed=5, camera=FULL, ccds=(10,), n_bias=3, n_flat=3, n_reference=4, n_science=1, satellite=False,
+)  # fmt: skip
 WARMING = 2  # exposures that fill the caches
 PATIENCE = 300.0  # seconds without anything new after which the run counts as stuck
 QUADRANTS = 4  # of a packet
@@ -104,7 +111,10 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="figures as one JSON object")
     options = parser.parse_args()
     folder = options.folder.resolve()
-    night = options.night.resolve() if options.night else prepared(folder)
+    plan = FULL_PLAN if options.camera == "full" else PLAN
+    night = options.night.resolve() if options.night else prepared(folder, plan)
+    if not options.exposures:
+        return 0
     run = folder / f"run-{int(time.time())}"
     logs.configure(load_settings(environ={}, log_level="error"), "latency")
     good = min((night / "raw" / "sci").iterdir())
