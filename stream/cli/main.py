@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "reference": ("stream.cli.reference", "app", "Build, renew, list, pin and look at reference images."),
     "process": ("stream.cli.process", "process", "Packets to products and alert files, without a broker."),
+    "lightcurves": ("stream.cli.lightcurves", "lightcurves", "Light curves of a field's stars, absolute or relative."),
     "ingest": ("stream.cli.ingest", "ingest", "Raw packets onto Kafka, each once."),
     "topics": ("stream.cli.topics", "app", "topics.yaml against a broker."),
     "night": ("stream.cli.night", "app", "Close a night, show what it was."),

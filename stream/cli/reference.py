@@ -275,8 +275,11 @@ def _jd(night: str | None) -> float | None:
 
 
 def _fid(filtercode: str | None) -> int | None:
-    if filtercode is None:
-        return None
+    return None if filtercode is None else fid_of(filtercode)
+
+
+def fid_of(filtercode: str) -> int:
+    """The number of a filter that a person named (``r`` or ``zr``); ``UsageError`` where there is none."""
     code = filtercode if filtercode in FILTER_IDS else f"z{filtercode}"
     if code not in FILTER_IDS:
         raise UsageError(f"no filter {filtercode!r}: g, r or i")
@@ -284,9 +287,7 @@ def _fid(filtercode: str | None) -> int | None:
 
 
 def _where(field: int, rcid: int, filtercode: str) -> Where:
-    fid = _fid(filtercode)
-    assert fid is not None
-    return field, fid, rcid
+    return field, fid_of(filtercode), rcid
 
 
 def _shelf(store: str | None) -> ReferenceShelf:

@@ -24,6 +24,7 @@ from stream.engine.alert_messages import LIGHT, PERMANENT
 
 LEAVES = [
     ["demo"], ["run"], ["worker"], ["status"], ["fakes"], ["simulate"], ["process"], ["ingest"],
+    ["lightcurves"],
     *(["catalog", name] for name in ("import", "list")),
     ["calibration", "build"],
     *(["reference", name] for name in ("build", "update", "list", "pin", "report")),
