@@ -30,12 +30,14 @@ FIELDS: dict[str, tuple[int, str, float | None]] = {
 }
 
 
-def plan_of(name: str, camera: Camera = FULL, references: int = N_REFERENCE, science: int = N_SCIENCE) -> NightPlan:
-    """The plan of one of ``FIELDS``: one quadrant of one CCD."""
+def plan_of(
+    name: str, camera: Camera = FULL, references: int = N_REFERENCE, science: int = N_SCIENCE, fid: int = 2
+) -> NightPlan:
+    """The plan of one of ``FIELDS`` in a filter (1 g, 2 r, 3 i): one quadrant of one CCD."""
     field, night, density = FIELDS[name]
     seed = 31 + list(FIELDS).index(name)
     return NightPlan(
-        seed=seed, noise_seed=seed, camera=camera, ccds=(CCD,), qids=(QID,), field=field, night=night,
+        seed=seed, noise_seed=seed, camera=camera, fid=fid, ccds=(CCD,), qids=(QID,), field=field, night=night,
         n_bias=5, n_flat=5, n_dark=3, n_reference=references, n_science=science, seeing=SEEING, cadence=1200.0,
         star_density=density, satellites=1.0, bright_stars=1,
     )  # fmt: skip

@@ -23,7 +23,7 @@ OURS = "ours"
 MAG_BINS = np.arange(12.0, 22.51, 0.25)
 SNR_BINS = np.array([3.0, 3.5, 4, 4.5, 5.5, 6.5, 8, 10, 15, 25, 50, 100])
 AT_FIVE = 3  # the bin 4.5 to 5.5 of ``SNR_BINS``
-BRIGHT, GOOD = 100.0, 10.0
+BRIGHT, GOOD, VERY_BRIGHT = 100.0, 10.0, 1000.0
 MAX_BRIGHT_ERROR = 0.004  # mag: photon error of the stars whose repeatability is asked for
 CORNER = 400.0  # px
 BUDGET = {"astrometry": 0.05, "background and detection": 0.25, "psf": 0.08, "photometry": 0.15, "zeropoint": 0.02}
@@ -73,9 +73,10 @@ def sample(frame: Frame, name: str) -> Sample:
         east = c.sky_error[0][i] - dx * FULL.pixel_scale
         north = c.sky_error[1][i] - dy * FULL.pixel_scale
     flux = t["flux"][i]
-    return Sample(
-        frame, name, pairs, i, j, c.flux[j] / flux, (c.flux[j] - flux) / c.sigma[j], east, north, dx, frame.snr[i]
-    )
+    # The response's slopes are the zero-point map's: what a flux says of a star is said through it.
+    factor = map_factor(frame.zeropoint, t["x"][i], t["y"][i])
+    pull = (c.flux[j] * factor - flux) / (c.sigma[j] * factor)
+    return Sample(frame, name, pairs, i, j, c.flux[j] / flux, pull, east, north, dx, frame.snr[i])
 
 
 def pooled(parts: Sequence[Sample], value: Callable[[Sample], F64], low: float, high: float = np.inf) -> F64:
@@ -131,14 +132,15 @@ def stated_pulls(frames: Sequence[Frame]) -> float:
 def flux_figures(parts: Sequence[Sample]) -> Figures:
     """Pulls at S/N 5 to 100 and the bias of bright isolated stars: overall, by phase, by place, by exposure."""
     pulls = pooled(parts, lambda s: s.pull, 5, 100)
-    # Below S/N 7 what is found at all is found because its noise is positive.
-    unbiased = pooled(parts, lambda s: s.pull, 7, 100)
+    # Below S/N 10 what is found is found because its noise is positive; above it nearly all true stars are found.
+    unbiased = pooled(parts, lambda s: s.pull, GOOD, BRIGHT)
     alone = {id(s.frame): isolated(s.frame) for s in parts}
+    single = pooled(parts, lambda s: np.where(alone[id(s.frame)][s.truth], s.pull, np.nan), BRIGHT, VERY_BRIGHT)
     ratio, phase, place, of = [], [], [], []
     for k, s in enumerate(parts):
         use = (s.snr > BRIGHT) & alone[id(s.frame)][s.truth]
         x, y = (s.frame.truth[a][s.truth[use]] for a in ("x", "y"))
-        flat = _map_factor(s.frame.zeropoint, x, y)
+        flat = map_factor(s.frame.zeropoint, x, y)
         ratio.append(s.ratio[use] * flat)
         phase.append(4 * np.floor((y % 1) * 4).astype(int) + np.floor((x % 1) * 4).astype(int))
         place.append(4 * (y * 4 // FULL.ny).astype(int).clip(0, 3) + (x * 4 // FULL.nx).astype(int).clip(0, 3))
@@ -146,8 +148,8 @@ def flux_figures(parts: Sequence[Sample]) -> Figures:
     values = np.concatenate(ratio) if ratio else np.zeros(0)
     groups = {"phase": phase, "place": place, "exposure": of}
     bias = 100 * (float(np.median(values)) - 1) if len(values) else np.nan
-    out = {"pull": spread(pulls), "pull_mean": _mean(pulls), "pull_mean7": _mean(unbiased), "bias": bias,
-           "n": float(len(values))}  # fmt: skip
+    out = {"pull": spread(pulls), "pull_mean": _mean(pulls), "pull_mean10": _mean(unbiased), "bias": bias,
+           "pull_bright": spread(single[np.isfinite(single)]), "n": float(len(values))}  # fmt: skip
     for name, label in groups.items():
         labels = np.concatenate(label) if label else np.zeros(0, int)
         medians = [np.median(values[labels == k]) - 1 for k in np.unique(labels) if (labels == k).sum() >= 20]
@@ -160,7 +162,7 @@ def _mean(pulls: F64) -> float:
     return float(inside.mean()) if len(inside) else float("nan")
 
 
-def _map_factor(zeropoint: ZeroPoint | None, x: F64, y: F64) -> F64:
+def map_factor(zeropoint: ZeroPoint | None, x: F64, y: F64) -> F64:
     """What the zero-point map multiplies fluxes with."""
     return np.ones(len(x)) if zeropoint is None else 10 ** (-0.4 * (zeropoint.at(x, y) - zeropoint.magzp))
 
@@ -204,8 +206,9 @@ def zeropoint_figures(frames: Sequence[Frame]) -> Figures:
         seen.append(zp.magzprms)
     e = np.array(errors)
     if not len(e):
-        return {"rms": np.nan, "worst": np.nan, "pull": np.nan, "magzprms": np.nan}
-    return {"rms": 1000 * float(np.sqrt(np.mean(e**2))), "worst": 1000 * float(np.abs(e).max()),
+        return dict.fromkeys(("rms", "worst", "pull", "magzprms", "between"), np.nan)
+    between = 1000 * float(np.std(e, ddof=1)) if len(e) > 1 else np.nan
+    return {"between": between, "rms": 1000 * float(np.sqrt(np.mean(e**2))), "worst": 1000 * float(np.abs(e).max()),
             "pull": float(np.sqrt(np.mean(np.square(pulls)))), "magzprms": 1000 * float(np.median(seen))}  # fmt: skip
 
 
@@ -305,12 +308,16 @@ def lines(field_name: str, frames: Sequence[Frame]) -> list[Line]:
         f"{n_stars:.0f} stars of photon error < 4 mmag, own zero points and maps")  # fmt: skip
     zp = zeropoint_figures(frames)
     add("zero point against truth, worst", "10 mmag", {OURS: zp["worst"]}, "{:.1f} mmag", lambda v: v <= 10,
-        f"r.m.s. {zp['rms']:.1f} mmag, of pulls {zp['pull']:.2f}; MAGZPRMS {zp['magzprms']:.0f} mmag")  # fmt: skip
+        f"r.m.s. {zp['rms']:.1f} mmag, of pulls {zp['pull']:.2f}; between exposures, whose calibrators are the same, "
+        f"{zp['between']:.1f} mmag; MAGZPRMS {zp['magzprms']:.0f} mmag")  # fmt: skip
     add("flux pulls S/N 5 to 100, robust sigma", "0.95 to 1.10", of(flux, "pull"), "{:.3f}",
-        lambda v: 0.95 <= v <= 1.10)  # fmt: skip
+        lambda v: 0.95 <= v <= 1.10, "fluxes through the zero-point map")  # fmt: skip
     own = flux.get(OURS, {})
     add("flux pulls S/N 5 to 100, mean", "< 0.1", of(flux, "pull_mean"), "{:+.3f}", lambda v: abs(v) < 0.1,
-        f"S/N 7 to 100: {own.get('pull_mean7', np.nan):+.3f}")  # fmt: skip
+        f"of what is found; where nearly all true stars are, S/N 10 to 100: "
+        f"{own.get('pull_mean10', np.nan):+.3f}")  # fmt: skip
+    add("flux pulls S/N 100 to 1000, robust sigma", "-", of(flux, "pull_bright"), "{:.3f}", None,
+        "stars without a neighbour of 2 % within 4 FWHM")  # fmt: skip
     add("PSF flux bias", "< 0.5 %", of(flux, "bias"), "{:+.2f} %", lambda v: abs(v) < 0.5,
         f"{own.get('n', 0):.0f} isolated stars, S/N > 100")  # fmt: skip
     for key, what in (("phase", "sub-pixel phase (of 16)"), ("place", "place (of 16)"), ("exposure", "exposure")):
@@ -324,6 +331,20 @@ def lines(field_name: str, frames: Sequence[Frame]) -> list[Line]:
     if field_name == "dense":
         rows.append(_crowded({name: f["by_mag"] for name, f in found.items()}))
     return rows + time_lines(field_name, frames)
+
+
+def overall(by_field: dict[str, list[Frame]]) -> list[Line]:
+    """Figures of all fields together: the pulls of the zero points. Exposures of a field share their calibrators' own
+    errors, so that one field alone says little of them."""
+    frames = [frame for frames in by_field.values() for frame in frames]
+    each = [zeropoint_figures(frames)["pull"] ** 2 for frames in by_field.values()]
+    value = float(np.sqrt(np.nanmean(each))) if len(each) else np.nan
+    shown = f"{value:.2f}" if np.isfinite(value) else "not measured"
+    return [Line("all", Row(
+        "zero point, pulls of the stated errors, r.m.s.", "0.7 to 1.3", shown,
+        0.7 <= value <= 1.3 if np.isfinite(value) else None,
+        f"{len(frames)} exposures of {len(by_field)} fields, fields weighted alike",
+    ))]  # fmt: skip
 
 
 def _crowded(by_mag: dict[str, F64]) -> Line:

@@ -1,7 +1,7 @@
 """Astrometry, PSF, photometry and zero points against the simulator's truth, beside other programs, by one command.
 
     python -m ops.bench.measurement --out DIR [--fields normal,dense,sparse] [--exposures 10] [--workers 2]
-        [--docs docs] [--real ../shared/data] [--peers 10] [--json]
+        [--docs docs] [--real ../shared/data] [--peers 10] [--without photutils] [--json]
 
 DIR holds the fields of ``ops.bench.fields``; what is missing is simulated and calibrated first (some minutes a field).
 Each exposure goes through ``make_science``; the first ``--peers`` of them also through source-extractor with PSFEx and
@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from ops.bench.fields import FIELDS, plan_of, simulate
 from ops.bench.measured import Frame, Unit, measure
-from ops.bench.measured_rows import OURS, Line, lines, summary
+from ops.bench.measured_rows import OURS, Line, lines, overall, summary
 from ops.bench.peers import available
 from stream.core.camera import FULL
 from stream.offline import Job
@@ -52,15 +52,16 @@ def prepare(folder: Path, name: str, workers: int, console: Console) -> Path:
     return field
 
 
-def units(field: Path, exposures: int, peers: int, cache: Path | None) -> list[Unit]:
+def units(field: Path, exposures: int, peers: int, cache: Path | None, without: Sequence[str] = ()) -> list[Unit]:
     """The exposures of a field, spread over its seeing, and who else measures each."""
     paths = sorted((field / "raw" / "sci").rglob("*_o.fits*"))[:exposures]
+    left_out = {*without, *(name for name, fields in SKIPPED.items() if field.name in fields)}
     work = []
     for k, path in enumerate(paths):
         with_it = tuple(
             peer
             for name, peer in available().items()
-            if peer and k < min(peers, SLOW.get(name, peers)) and field.name not in SKIPPED.get(name, ())
+            if peer and k < min(peers, SLOW.get(name, peers)) and name not in left_out
         )
         work.append(Unit(field, path, with_it, cache))
     return work
@@ -122,6 +123,10 @@ def write_page(docs: Path, by_field: dict[str, list[Frame]], found: list[Line], 
             f"{min(s['sources'])} to {max(s['sources'])} sources found, MAGLIM {min(s['maglim'])} to {max(s['maglim'])}"
             f"; also measured by {_others(frames)}" + (f"; failed: {'; '.join(s['failed'])}" if s["failed"] else "")
         )
+    missed = [line for line in found if line.row.ok is False]
+    held = sum(line.row.ok is True for line in found)
+    text += ["", f"{held} figures hold, {len(missed)} do not" + (":" if missed else "."), ""]
+    text += [f"- {m.field_name}, {m.row.name}: {m.row.value}, asked {m.row.target}" for m in missed]
     text += ["", markdown(found, names)]
     for title, file in draw(by_field, docs):
         text += ["", f"![{title}]({file})", "", title]
@@ -135,6 +140,7 @@ def main() -> int:
     parser.add_argument("--fields", default=",".join(FIELDS), help="which, with commas")
     parser.add_argument("--exposures", type=int, default=10, help="of each field")
     parser.add_argument("--peers", type=int, default=10, help="exposures of each field that other programs measure")
+    parser.add_argument("--without", default="", help="peers that are not to measure, with commas")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--docs", type=Path, help="folder for the page and its plots")
     parser.add_argument("--real", type=Path, help="folder of the survey's real data")
@@ -151,12 +157,14 @@ def main() -> int:
             frames = pickle.loads(kept.read_bytes())
         else:
             field = prepare(args.out, name, args.workers, console)
-            frames = measure_field(units(field, args.exposures, args.peers, args.peer_cache), args.workers, console)
+            work = units(field, args.exposures, args.peers, args.peer_cache, args.without.split(","))
+            frames = measure_field(work, args.workers, console)
             if kept:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 kept.write_bytes(pickle.dumps(frames))
         by_field[name] = frames
         found += lines(name, frames)
+    found += overall(by_field)
     names = [n for n in available() if any(n in line.peers for line in found)]
     real = ""
     if args.real:
