@@ -4,7 +4,7 @@ Every pixel points to its highest neighbour; following the pointers ends in a pe
 its basin. A peak that does not stand out of the saddle towards a higher one by more than the noise there explains is
 part of that one (the prominence takes the place of SExtractor's contrast between deblending levels: it knows the
 photon noise of a bright star's wings, where a fixed contrast lets noise through beside faint stars and hides faint
-stars beside bright ones). All steps work on all pixels at once.
+stars beside bright ones).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.core.compiled import compiled
 from stream.core.records import F32
 
-INT = NDArray[np.intp]
+INT = NDArray[np.int64]
 BOOL = NDArray[np.bool_]
 
 MERGE_ROUNDS = 12  # chains of insignificant peaks; each round halves them at least
@@ -28,24 +29,6 @@ class Basins:
 
     peak: INT
     owner: INT
-
-
-def _neighbours(pixel: INT, nx: int) -> list[tuple[INT, INT]]:
-    """Pairs (i, j) of list positions that touch, each once: eastern, and the three below."""
-    n = len(pixel)
-    column = pixel % nx
-    pairs = []
-    east = np.flatnonzero((np.diff(pixel) == 1) & (column[:-1] < nx - 1))
-    pairs.append((east, east + 1))
-    first = np.searchsorted(pixel, pixel + (nx - 1))
-    here = np.arange(n)
-    for k in range(3):  # the first at or behind the south-western pixel, and the two behind that one
-        other = np.minimum(first + k, n - 1)
-        offset = pixel[other] - pixel - nx
-        below = (np.abs(offset) <= 1) & (offset == column[other] - column)  # one row further, not two or the same
-        touching = np.flatnonzero(below & (first + k < n))
-        pairs.append((here[touching], other[touching]))
-    return pairs
 
 
 def find_basins(
@@ -75,17 +58,13 @@ def find_basins(
     """
     n = len(pixel)
     if not n:
-        return Basins(np.zeros(0, np.intp), np.zeros(0, np.intp))
-    pairs = _neighbours(pixel, nx)
-    best, height = np.arange(n), value.copy()
-    for i, j in pairs:
-        for low, high in ((i, j), (j, i)):
-            better = (value[high] > height[low]) | ((value[high] == height[low]) & (high > best[low]))
-            best[low[better]] = high[better]
-            height[low[better]] = value[high[better]]
-    best = _roots(best)
+        return Basins(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    pixel = np.ascontiguousarray(pixel, np.int64)
+    best, below = np.arange(n), np.empty(n, np.int64)
+    _climb(pixel, value, nx, best, below)
     peaks, owner = _numbered(best)
-    parent = _merge(pairs, value, peaks, owner, least[peaks], fraction, None if together is None else together[peaks])
+    merged = np.zeros(len(peaks), bool) if together is None else together[peaks]
+    parent = _merge(pixel, value, nx, below, owner, peaks, least[peaks], np.float32(fraction), merged)
     kept, renumbered = _numbered(parent)
     return Basins(peaks[kept], renumbered[owner])
 
@@ -93,58 +72,123 @@ def find_basins(
 def _numbered(pointer: INT) -> tuple[INT, INT]:
     """The places that point to themselves, and for each place the number of the one that it points to."""
     kept = np.flatnonzero(pointer == np.arange(len(pointer)))
-    number = np.zeros(len(pointer), np.intp)
+    number = np.zeros(len(pointer), np.int64)
     number[kept] = np.arange(len(kept))
     return kept, number[pointer]
 
 
-def _roots(pointer: INT) -> INT:
-    while True:
-        further = pointer[pointer]
-        if np.array_equal(further, pointer):
-            return pointer
-        pointer = further
+@compiled
+def _roots(pointer: INT) -> None:
+    """Everything points to the end of its chain, in place."""
+    for i in range(len(pointer)):
+        root = i
+        while pointer[root] != root:
+            root = pointer[root]
+        here = i
+        while pointer[here] != root:
+            pointer[here], here = root, pointer[here]
 
 
+@compiled
+def _touching(pixel: INT, nx: int, i: int, k: int) -> bool:
+    """Whether list positions i < k (maybe beyond the list's end) are neighbours: eastern or one row below."""
+    if k >= len(pixel):
+        return False
+    step, column = pixel[k] - pixel[i], pixel[i] % nx
+    if step == 1 and column < nx - 1:
+        return True
+    offset = step - nx
+    return bool(-1 <= offset <= 1 and 0 <= column + offset < nx)
+
+
+@compiled
+def _climb(pixel: INT, value: F32, nx: int, best: INT, below: INT) -> None:
+    """Each pixel's peak, by its highest neighbour (the later of equal ones), into ``best``, which points to itself.
+
+    ``below`` becomes each one's first list position at or behind the south-western neighbour.
+    """
+    n, first = len(pixel), 0
+    for i in range(n):
+        while first < n and pixel[first] < pixel[i] + nx - 1:
+            first += 1
+        below[i] = first
+        for q in range(4):
+            k = i + 1 if q == 0 else first + q - 1
+            if k == i or not _touching(pixel, nx, i, k):
+                continue
+            if value[k] >= value[best[i]] and (value[k] > value[best[i]] or k > best[i]):
+                best[i] = k
+            if value[i] >= value[best[k]] and (value[i] > value[best[k]] or i > best[k]):
+                best[k] = i
+    _roots(best)
+
+
+@compiled
+def _borders(pixel: INT, value: F32, nx: int, below: INT, owner: INT, out: tuple[INT, INT, F32]) -> int:
+    """Pairs of basins that touch, and the lower pixel's value, into ``out`` as far as it goes; how many there are."""
+    count = 0
+    for i in range(len(pixel)):
+        for q in range(4):
+            k = i + 1 if q == 0 else below[i] + q - 1
+            if k == i or not _touching(pixel, nx, i, k) or owner[i] == owner[k]:
+                continue
+            if count < len(out[0]):
+                out[0][count], out[1][count], out[2][count] = owner[i], owner[k], min(value[i], value[k])
+            count += 1
+    return count
+
+
+@compiled
 def _merge(
-    pairs: list[tuple[INT, INT]],
+    pixel: INT,
     value: F32,
-    peaks: INT,
+    nx: int,
+    below: INT,
     owner: INT,
+    peaks: INT,
     least: F32,
-    fraction: float,
-    together: BOOL | None,
+    fraction: np.float32,
+    together: BOOL,
 ) -> INT:
     """Basin into which each basin goes, itself if its peak is significant."""
-    n = len(peaks)
-    parent = np.arange(n)
-    borders = []
-    for i, j in pairs:
-        a, b = owner[i], owner[j]
-        apart = np.flatnonzero(a != b)
-        borders.append((a[apart], b[apart], np.minimum(value[i[apart]], value[j[apart]])))
-    first, second, saddle = (np.concatenate(part) for part in zip(*borders, strict=True))
-    height = value[peaks]
-    # Higher peak first; of equal ones the later, as pixels point.
-    rank = np.empty(n, np.intp)
-    rank[np.lexsort((np.arange(n), height))] = np.arange(n)
+    n, none = len(peaks), (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+    left = _borders(pixel, value, nx, below, owner, none)
+    borders = (np.empty(left, np.int64), np.empty(left, np.int64), np.empty(left, np.float32))
+    _borders(pixel, value, nx, below, owner, borders)
+    first, second, saddle = borders
+    parent, step, target, level = np.arange(n), np.arange(n), np.empty(n, np.int64), np.empty(n, np.float32)
     for _ in range(MERGE_ROUNDS):
-        a, b = parent[first], parent[second]
-        open_ = a != b
-        first, second, saddle = first[open_], second[open_], saddle[open_]
-        a, b = a[open_], b[open_]
-        if not len(a):
+        target[:] = -1
+        count = 0
+        for q in range(left):
+            low, high, height = parent[first[q]], parent[second[q]], saddle[q]
+            if low == high:
+                continue
+            first[count], second[count], saddle[count] = low, high, height
+            count += 1
+            if _higher(value, peaks, low, high):
+                low, high = high, low
+            # The highest saddle, and of equal ones that to the highest peak.
+            better = target[low] < 0 or height > level[low]
+            if better or (height == level[low] and _higher(value, peaks, high, target[low])):
+                target[low], level[low] = high, height
+        left, merged = count, False
+        for low in range(n):
+            step[low] = low
+            if target[low] >= 0:
+                prominence = value[peaks[low]] - level[low]
+                if together[low] or prominence < max(least[low], fraction * level[low]):
+                    step[low], merged = target[low], True
+        if not merged:
             break
-        low, high = np.where(rank[a] < rank[b], a, b), np.where(rank[a] < rank[b], b, a)
-        order = np.lexsort((rank[high], saddle, low))  # the last of each: highest saddle, then highest peak
-        last = np.append(np.flatnonzero(np.diff(low[order])), len(order) - 1)
-        basin, target, level = low[order[last]], high[order[last]], saddle[order[last]]
-        weak = height[basin] - level < np.maximum(least[basin], fraction * level)
-        if together is not None:
-            weak |= together[basin]
-        if not weak.any():
-            break
-        step = np.arange(n)
-        step[basin[weak]] = target[weak]
-        parent = _roots(step)[parent]
+        _roots(step)
+        for k in range(n):
+            parent[k] = step[parent[k]]
     return parent
+
+
+@compiled
+def _higher(value: F32, peaks: INT, a: int, b: int) -> bool:
+    """Whether basin a's peak is above b's; of equal ones the later, as pixels point."""
+    one, other = value[peaks[a]], value[peaks[b]]
+    return bool(one > other or (one == other and a > b))

@@ -61,3 +61,23 @@ def test_nothing_above_nothing_found() -> None:
     _, basins = basins_of(np.zeros((4, 4)), 1.0)
     assert len(basins.peak) == 0
     assert len(basins.owner) == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 12), st.floats(0.2, 1.0))
+def test_every_pixel_belongs_to_the_peak_that_its_highest_neighbours_lead_to(
+    seed: int, ny: int, nx: int, part: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    image = np.where(rng.random((ny, nx)) < part, rng.permutation(ny * nx).reshape(ny, nx) + 1.0, 0)
+    pixel, basins = basins_of(image, 0.0)
+    for here, owner in zip(pixel.tolist(), basins.owner.tolist(), strict=True):
+        while True:
+            y, x = divmod(here, nx)
+            around = image[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
+            dy, dx = np.unravel_index(np.argmax(around), around.shape)
+            highest = int((max(y - 1, 0) + dy) * nx + max(x - 1, 0) + dx)
+            if highest == here:
+                break
+            here = highest
+        assert pixel[basins.peak[owner]] == here
