@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.interpolate import CubicSpline
 
+from stream.core.compiled import compiled
 from stream.core.errors import PhotometryError
 from stream.core.flags import BAD_BITS, Mask
 from stream.core.records import F32, U16, Background
@@ -79,6 +80,35 @@ def estimate_background(data: F32, mask: U16, box: int = BOX) -> Background:
     rms_map = _expand(rms, wy, wx)
     np.maximum(rms_map, np.float32(rms.min()), out=rms_map)
     return Background(level_map, rms_map, float(np.median(level)), float(np.median(rms)))
+
+
+def without_sky(
+    data: F32, background: Background, mask: U16, bits: int, *, clear: bool = False
+) -> tuple[F32, NDArray[np.bool_]]:
+    """An image without its sky, and which pixels are unusable: not finite, or with one of the mask's ``bits``.
+
+    0 where it is not finite, with ``clear`` wherever it is unusable.
+    """
+    image, unusable = np.empty(data.shape, np.float32), np.empty(data.shape, bool)
+    _take_off_sky(
+        np.ascontiguousarray(data, np.float32).reshape(-1),
+        np.ascontiguousarray(background.level).reshape(-1),
+        np.ascontiguousarray(mask).reshape(-1),
+        np.uint16(bits), clear, image.reshape(-1), unusable.reshape(-1),
+    )  # fmt: skip
+    return image, unusable
+
+
+@compiled
+def _take_off_sky(
+    data: F32, level: F32, mask: U16, bits: np.uint16, clear: bool, image: F32, unusable: NDArray[np.bool_]
+) -> None:
+    for i in range(len(data)):
+        value = data[i] - level[i]
+        finite = abs(value) < np.float32(np.inf)
+        good = finite and (mask[i] & bits) == 0
+        unusable[i] = not good
+        image[i] = value if good or (finite and not clear) else np.float32(0)
 
 
 def _mesh_samples(data: F32, mask: U16, box: int) -> F32:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from stream.core.errors import PhotometryError
 from stream.core.flags import BAD_BITS, Mask
 from stream.core.records import DETECTION_DTYPE, F32, U16, Background, Table
+from stream.photometry.background import without_sky
 from stream.photometry.peaks import Basins, find_basins
 from stream.photometry.stamps import box_flags, window_index
 from stream.photometry.windowed import windowed_centroids
@@ -85,7 +86,7 @@ def detect(
         raise PhotometryError(f"image {data.shape}, mask {mask.shape}, sky {background.level.shape} must be equal")
     if not background.sigma > 0 or not threshold > 0:
         raise PhotometryError(f"detection needs a noise above 0, got {background.sigma}, and a threshold {threshold}")
-    sky_off, unusable = subtract_sky(data, background, mask)
+    sky_off, unusable = without_sky(data, background, mask, NOT_DETECTED_BITS, clear=True)
     pixels = _significant(sky_off, background, unusable, (threshold, fwhm, gain))
     if len(pixels.index) > MAX_ACTIVE * data.size:
         raise PhotometryError(
@@ -108,15 +109,6 @@ class _Pixels:
     light: F32
     noise: F32
     photons: F32
-
-
-def subtract_sky(data: F32, background: Background, mask: U16) -> tuple[F32, BOOL]:
-    """Image without its sky, 0 where it is unusable, and where that is."""
-    sky_off = np.subtract(data, background.level, dtype=np.float32)
-    unusable = (mask & np.uint16(NOT_DETECTED_BITS)) != 0
-    unusable |= ~np.isfinite(sky_off)
-    np.copyto(sky_off, np.float32(0), where=unusable)
-    return sky_off, unusable
 
 
 def filter_taps(fwhm: float) -> F32:

@@ -89,6 +89,51 @@ def subtract_sources(image: F32, rows: INT, sources: Sources, table: PsfTable, s
 
 
 @compiled
+def restore_windows(image: F32, residual: F32, windows: INT) -> None:
+    """Copy windows (n, 3: middle pixel x and y, side) of ``image`` into ``residual``."""
+    ny, nx = image.shape
+    for k in range(len(windows)):
+        half = windows[k, 2] // 2
+        left, right = max(windows[k, 0] - half, 0), min(windows[k, 0] + half + 1, nx)
+        for row in range(max(windows[k, 1] - half, 0), min(windows[k, 1] + half + 1, ny)):
+            here, there = residual[row, left:right], image[row, left:right]
+            for i in range(len(here)):
+                here[i] = there[i]
+
+
+@compiled
+def weighted_sums(image: F32, unusable: BOOL, ix: INT, iy: INT, weights: F32, out: F64) -> None:
+    """Sums of windows times ``weights`` (size, size) around pixels (n,); NaN where one is not whole and usable."""
+    ny, nx = image.shape
+    size = len(weights)
+    for k in range(len(ix)):
+        x, y = ix[k] - size // 2, iy[k] - size // 2
+        out[k] = np.nan
+        if x < 0 or y < 0 or x + size > nx or y + size > ny:
+            continue
+        total, spoiled = 0.0, 0
+        for j in range(size):
+            line, bad, weight = image[y + j, x : x + size], unusable[y + j, x : x + size], weights[j]
+            part = np.float32(0)
+            for i in range(size):
+                part += line[i] * weight[i]
+                spoiled += 1 if bad[i] else 0
+            total += float(part)
+        if spoiled == 0:
+            out[k] = total
+
+
+@compiled
+def search_noise(image: F32, residual: F32, rms: F32, part: float, inverse_gain: float, out: F32) -> None:
+    """Noise of a residual image: the sky's, the photons of the models taken off, and a ``part`` of their light."""
+    square, gain, zero = np.float32(part * part), np.float32(inverse_gain), np.float32(0)
+    for j in range(image.shape[0]):
+        for i in range(image.shape[1]):
+            light, sky = image[j, i] - residual[j, i], rms[j, i]
+            out[j, i] = np.sqrt(square * light * light + gain * max(light, zero) + sky * sky)
+
+
+@compiled
 def _window(
     pixels: Pixels, corner: tuple[int, int], model: tuple[F32, np.float32, np.float32], step: Step, out: F32
 ) -> None:

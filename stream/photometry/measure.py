@@ -14,6 +14,7 @@ from stream.core.flags import BAD_BITS, Mask
 from stream.core.psf import PsfModel
 from stream.core.records import APERTURE_DIAMETERS, F32, SOURCE_DTYPE, U16, Background, Table
 from stream.photometry.apertures import aperture_fluxes
+from stream.photometry.background import without_sky
 from stream.photometry.detect import NOT_DETECTED_BITS
 from stream.photometry.fit import Fit
 from stream.photometry.groups import has_neighbour
@@ -84,10 +85,7 @@ def measure_sources(
         raise PhotometryError(f"image {shape}, mask {mask.shape}, sky and PSF {psf.shape} must be equal")
     if not gain > 0:
         raise PhotometryError(f"noise needs a gain above 0, got {gain}")
-    sky_off = np.subtract(data, background.level, dtype=np.float32)
-    unusable = (mask & np.uint16(UNFIT_BITS)) != 0
-    unusable |= ~np.isfinite(sky_off)
-    np.copyto(sky_off, np.float32(0), where=unusable & ~np.isfinite(sky_off))
+    sky_off, unusable = without_sky(data, background, mask, UNFIT_BITS)
     scene = Scene(sky_off, unusable, background, psf, gain, readnoise)
     x, y = (np.asarray(detections[name], float) for name in ("x", "y"))
     fit = Fit.start(x, y, np.maximum(detections["flux"], 1.0))

@@ -19,8 +19,18 @@ from stream.photometry.background import estimate_background
 from stream.photometry.detect import detect
 from stream.photometry.fit import Fit, fit_errors
 from stream.photometry.groups import groups_of, has_neighbour, lone_groups
-from stream.photometry.kernels import FIGURES, Pixels, Sources, Step, step_groups, subtract_sources
-from stream.photometry.stamps import nearest_pixels, window_index
+from stream.photometry.kernels import (
+    FIGURES,
+    Pixels,
+    Sources,
+    Step,
+    restore_windows,
+    search_noise,
+    step_groups,
+    subtract_sources,
+    weighted_sums,
+)
+from stream.photometry.stamps import nearest_pixels
 
 F64 = NDArray[np.float64]
 INT = NDArray[np.intp]
@@ -80,12 +90,16 @@ def fit_scene(scene: Scene, fit: Fit, *, rounds: int = ROUNDS, move: bool = True
     size, figures = window_size(scene.psf.fwhm), np.full((len(fit), len(FIGURES)), np.nan)
     table = psf_table(scene.psf, size)
     residual = np.empty_like(scene.image) if len(crowded) else scene.image
+    drawn: INT | None = None
     for turn in range(rounds):
         judge = turn == rounds - 1
         sources = _sources(scene, fit)
         if len(crowded):
-            np.copyto(residual, scene.image)
-            subtract_models(residual, scene, sources, crowded)
+            if drawn is None or (drawn[:, 2] ** 2).sum() > residual.size:
+                np.copyto(residual, scene.image)
+            else:
+                restore_windows(scene.image, residual, drawn)
+            drawn = subtract_models(residual, scene, sources, crowded)
         pixels = Pixels(scene.image, residual, scene.unusable)
         covariance = sky_covariance(scene, residual, fit) if judge else 1.0
         for part, alone in ((lone, True), (groups, False)):
@@ -115,12 +129,13 @@ def sky_covariance(scene: Scene, residual: F32, fit: Fit) -> float:
         far = distance > NEAR * scene.psf.fwhm
     gx, gy = gx[far], gy[far]
     size = window_size(scene.psf.fwhm)
-    index, inside = window_index(*nearest_pixels(gx, gy), size, (ny, nx))
-    whole = (inside & ~scene.unusable.reshape(-1)[index]).all(axis=(1, 2))
+    stamp = scene.psf.stamp((nx - 1) / 2, (ny - 1) / 2, size)
+    flux = np.empty(len(gx))
+    weighted_sums(residual, scene.unusable, *nearest_pixels(gx, gy), stamp, flux)
+    whole = np.isfinite(flux)
     if whole.sum() < LEAST_EMPTY:
         return 1.0
-    stamp = scene.psf.stamp((nx - 1) / 2, (ny - 1) / 2, size)
-    flux = np.tensordot(residual.reshape(-1)[index[whole]], stamp, 2)
+    flux = flux[whole]
     deviation = flux / np.sqrt(sky_variance(scene, gx[whole], gy[whole]) * (stamp**2).sum())
     scatter = 1.4826 * float(np.median(np.abs(deviation - np.median(deviation))))
     return float(np.clip(scatter, 1.0, MAX_COVARIANCE))
@@ -137,13 +152,17 @@ def sky_variance(scene: Scene, x: F64, y: F64) -> F32:
     return variance
 
 
-def subtract_models(image: F32, scene: Scene, sources: Sources, rows: INT) -> None:
-    """Take models of sources off an image, in place: of bright ones all the PSF, of others what exceeds the noise."""
+def subtract_models(image: F32, scene: Scene, sources: Sources, rows: INT) -> INT:
+    """Take models of sources off an image, in place: of bright ones all the PSF, of others what exceeds the noise.
+
+    Returns the windows that changed, (n, 3): middle pixel x and y, and side.
+    """
     peak = 0.8 / max(scene.psf.fwhm, 1) ** 2  # of a Moffat's light in its brightest pixel, roughly
     bright = np.nan_to_num(sources.flux)[rows] * peak > BRIGHT_PEAK * scene.background.sigma
     near = window_size(scene.psf.fwhm) + SMALL_MARGIN
     for chosen, size in ((rows[bright], STAMP), (rows[~bright], near)):
         subtract_sources(image, chosen, sources, psf_table(scene.psf, size), size)
+    return np.stack([*nearest_pixels(sources.x[rows], sources.y[rows]), np.where(bright, STAMP, near)], axis=1)
 
 
 def is_crowded(n: int, fwhm: float, area: int) -> bool:
@@ -183,23 +202,19 @@ def _residual(scene: Scene, fit: Fit) -> F32:
 
 
 def _with_sky(scene: Scene, residual: F32, mask: U16) -> tuple[Scene, F32]:
-    """Scene and residual under the sky of the residual."""
+    """Scene and residual (in place) under the sky of the residual."""
     old = scene.background
     sky = estimate_background(residual + old.level, mask)
     change = sky.level - old.level
-    return replace(scene, image=scene.image - change, background=sky), residual - change
+    residual -= change
+    return replace(scene, image=np.subtract(scene.image, change, out=change), background=sky), residual
 
 
 def _search(scene: Scene, residual: F32, fit: Fit, mask: U16) -> tuple[F64, F64, F64]:
     """Places (px) and rough fluxes of what stands out of the residuals and is no misfit of a known source."""
-    light = scene.image - residual
-    variance = light * light
-    variance *= np.float32(SEARCH_ERROR**2)
-    np.maximum(light, 0, out=light)
-    light *= np.float32(1 / scene.gain)
-    variance += light
-    variance += scene.background.rms**2
-    sky = replace(scene.background, level=np.zeros_like(residual), rms=np.sqrt(variance, out=variance))
+    noise = np.empty_like(residual)
+    search_noise(scene.image, residual, scene.background.rms, SEARCH_ERROR, 1 / scene.gain, noise)
+    sky = replace(scene.background, level=np.zeros_like(residual), rms=noise)
     found = detect(residual, sky, mask, SEARCH_THRESHOLD, fwhm=scene.psf.fwhm, gain=scene.gain)
     places = np.stack([found["x"], found["y"]], axis=1)
     distance, _ = cKDTree(np.stack([fit.x, fit.y], axis=1)).query(places)

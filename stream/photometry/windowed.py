@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.core.compiled import compiled
 from stream.core.records import F32
-from stream.photometry.stamps import nearest_pixels, window_index
 
 F64 = NDArray[np.float64]
 
 SIDE = 9  # px: four sigma of the detection filter to each side
 # A step corrects the centroid fully where window and star are equally wide and by two thirds to four thirds else.
 STEPS = 5
-BLOCK = 1024  # windows that stay in the processor's cache
 MAX_MOVE = 1.0  # px; beyond lies another source
 
 
@@ -35,29 +36,48 @@ def windowed_centroids(image: F32, x: F64, y: F64, sigma: float) -> tuple[F64, F
         The first places where the centroid strays by a pixel or there is no light in the window.
     """
     out_x, out_y = x.astype(float), y.astype(float)
-    for start in range(0, len(x), BLOCK):
-        part = slice(start, start + BLOCK)
-        out_x[part], out_y[part] = _follow(image, out_x[part], out_y[part], sigma)
+    _follow(np.ascontiguousarray(image), out_x, out_y, sigma)
     return out_x, out_y
 
 
-def _follow(image: F32, x0: F64, y0: F64, sigma: float) -> tuple[F64, F64]:
-    ix, iy = nearest_pixels(x0, y0)
-    index, inside = window_index(ix, iy, SIDE, (image.shape[0], image.shape[1]))
-    values = np.where(inside, image.reshape(-1)[index], np.float32(0))
-    node = np.arange(SIDE) - SIDE // 2
-    x, y = x0 - ix, y0 - iy
-    lost = np.zeros(len(x), bool)
-    for _ in range(STEPS):
-        dx, dy = node - x[:, None], node - y[:, None]
-        wx, wy = (np.exp(-0.5 * (d / sigma) ** 2) for d in (dx, dy))
-        rows = np.einsum("nij,nj->ni", values, wx.astype(np.float32))
-        slope = np.einsum("nij,nj->ni", values, (wx * dx).astype(np.float32))
-        light = (rows * wy).sum(axis=1)
-        lost |= ~(light > 0)
-        safe = np.where(lost, 1.0, light)
-        x = x + np.where(lost, 0.0, 2 * (slope * wy).sum(axis=1) / safe)
-        y = y + np.where(lost, 0.0, 2 * (rows * wy * dy).sum(axis=1) / safe)
-        lost |= np.hypot(x + ix - x0, y + iy - y0) >= MAX_MOVE
-        x, y = np.where(lost, x0 - ix, x), np.where(lost, y0 - iy, y)
-    return np.where(lost, x0, x + ix), np.where(lost, y0, y + iy)
+@compiled
+def _window(offset: float, sigma: float, out: F64) -> None:
+    """The Gaussian around ``offset`` at the pixels of one axis."""
+    for i in range(SIDE):
+        d = (i - SIDE // 2 - offset) / sigma
+        out[i] = math.exp(-0.5 * d * d)
+
+
+@compiled
+def _follow(image: F32, x: F64, y: F64, sigma: float) -> None:
+    """``STEPS`` steps of every centroid, in place."""
+    ny, nx = image.shape
+    across, down = np.empty(SIDE), np.empty(SIDE)
+    for s in range(len(x)):
+        ix, iy = int(np.rint(x[s])), int(np.rint(y[s]))
+        dx, dy = x[s] - ix, y[s] - iy
+        left, right = max(SIDE // 2 - ix, 0), min(SIDE, nx - ix + SIDE // 2)
+        lost = False
+        for _ in range(STEPS):
+            _window(dx, sigma, across)
+            _window(dy, sigma, down)
+            light = shift_x = shift_y = 0.0
+            for j in range(max(SIDE // 2 - iy, 0), min(SIDE, ny - iy + SIDE // 2)):
+                line = image[iy + j - SIDE // 2]
+                row = slope = 0.0
+                for i in range(left, right):
+                    value = line[ix + i - SIDE // 2] * across[i]
+                    row += value
+                    slope += value * (i - SIDE // 2 - dx)
+                light += row * down[j]
+                shift_x += slope * down[j]
+                shift_y += row * down[j] * (j - SIDE // 2 - dy)
+            if not light > 0:
+                lost = True
+                break
+            dx, dy = dx + 2 * shift_x / light, dy + 2 * shift_y / light
+            if math.hypot(ix + dx - x[s], iy + dy - y[s]) >= MAX_MOVE:
+                lost = True
+                break
+        if not lost:
+            x[s], y[s] = ix + dx, iy + dy
