@@ -34,7 +34,9 @@ MAX_STARS = 500  # a field of the galactic centre must not cost seconds
 MAX_SHIFT = 3.0  # px from the detection: a bled column pulls centroids along it
 _STEPS = 6
 _ROUGH = 4  # before them, of the flux alone
-EXCESS = 3.0  # sigma above the model from which light counts for less and less
+# A pixel counts for less and less from so many sigma above the model and this share of it; once the fit has settled
+# (from that step on) also below it, where a combination of images may have left a hole.
+EXCESS, LEEWAY, _SETTLED = 3.0, 0.1, 2
 _BLOCK = 64  # stars whose PSF grids stay in the processor's cache
 
 
@@ -155,8 +157,7 @@ def _fit(image: F32, bad: B1, psf: PsfModel, start: tuple[F64, F64], noise: tupl
         light = scale * np.maximum(p, 0)
         weight = usable / (noise[0] + light / np.float32(noise[1]) + (np.float32(MODEL_ERROR) * light) ** 2)
         if turn > -_ROUGH:
-            # Light above the model is a neighbour's.
-            weight = weight / (1 + np.maximum(values - light, 0) ** 2 * weight / np.float32(EXCESS**2))
+            weight = weight / (1 + _unlike(values, light, turn >= _SETTLED) ** 2 * weight / np.float32(EXCESS**2))
         if turn < 0:
             flux = _dot(weight, p, values) / np.maximum(_dot(weight, p, p), 1e-30)
             good &= flux > 0
@@ -177,6 +178,12 @@ def _fit(image: F32, bad: B1, psf: PsfModel, start: tuple[F64, F64], noise: tupl
         Star(*row) if ok else None
         for ok, *row in zip(good.tolist(), x.tolist(), y.tolist(), flux.tolist(), strict=True)
     ]
+
+
+def _unlike(values: F32, light: F32, both: bool) -> F32:
+    """By how much pixels exceed what a model can be wrong by: a neighbour's light, later also holes beside it."""
+    off = values - light
+    return np.asarray(np.maximum((np.abs(off) if both else off) - np.float32(LEEWAY) * light, 0))
 
 
 def _dot(weight: NDArray[np.floating], a: F32, b: F32) -> F64:
