@@ -386,7 +386,9 @@ def main() -> int:
                 missing.append(f"{name} (no frames or no reference in {options.nights})")
     rows = [row for name, counts in fields.items() for row in rows_of(name, counts)]
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "candidates.md").write_text(markdown(rows, missing, options.exposures), "utf-8")
+    page = options.out / "candidates.md"
+    written = page.read_text("utf-8").partition("\n## ") if page.exists() else ("", "", "")
+    page.write_text(markdown(rows, missing, options.exposures) + "".join(written[1:]), "utf-8")  # what people wrote
     plot(fields, options.out)
     if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
