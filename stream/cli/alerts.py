@@ -12,7 +12,7 @@ import typer
 
 from stream.core.errors import BrokerUnavailable, MessageError, UsageError
 
-app = typer.Typer(help="Read alerts as a subscriber.", no_args_is_help=True)
+app = typer.Typer(help="Read alerts as a subscriber.", no_args_is_help=True, add_completion=False)
 
 PUBLIC = r"^ztf_.*_programid1$"  # what AMPEL and Lasair subscribe to
 _NIGHT = re.compile(r"\d{8}", re.ASCII)

@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from stream.cli.demo import DemoPlan
 
-app = typer.Typer(no_args_is_help=True, help="The figures of the design, as whole processes.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="The figures of the design, as whole processes.")
 
 Folder = Annotated[Path, typer.Option(help="Where the simulated night lives; made once, used again.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]

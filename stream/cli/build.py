@@ -19,7 +19,7 @@ Files = Annotated[list[str] | None, typer.Argument(help="Packets, globs or folde
 Store = Annotated[str | None, typer.Option(help="Product store (folder or URL).", envvar="ZTF_STORE")]
 CameraName = Annotated[str | None, typer.Option("--camera", help="full or small.", envvar="ZTF_CAMERA")]
 Workers = Annotated[int | None, typer.Option(help="Processes; one a core by default.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON line a frame.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON, a line for each product.")]
 
 
 def prepare(

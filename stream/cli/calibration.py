@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from stream.archive.shelf import CalibrationShelf, Decision, Version
     from stream.core.errors import PacketError
 
-app = typer.Typer(no_args_is_help=True, help="Bias, flats, pixel masks and what is measured about the camera.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Bias, flats, pixel masks and what is measured about the camera."
+)
 
 Kind = Annotated[str | None, typer.Option(help="bias, hifreqflat, loflat, fringe, shutter, pmask or instrument.")]
 Rcid = Annotated[int | None, typer.Option(help="Readout channel 0..63.", min=0, max=63)]
@@ -112,8 +114,12 @@ def list_versions(
         else:
             code = FILTER_CODES.get(version.fid, "")
             table.add_row(version.calid, version.kind, version.night, code, str(version.rcid), "; ".join(words))
-    if not as_json:
+    if as_json:
+        return
+    if table.row_count:
         Console().print(table)
+    else:
+        print("no such calibration products in the store: `ztf-stream calibration build RAW...` makes them")
 
 
 @app.command("show")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
+    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train, measure and list the real-bogus classifiers: a forest on figures (rb), a network on stamps (drb).",
 )

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from stream.offline_reference import Updated
     from stream.reference import EpochConfig
 
-app = typer.Typer(no_args_is_help=True, help="Build, renew, list, pin and look at reference images.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Build, renew, list, pin and look at reference images."
+)
 
 Field = Annotated[int | None, typer.Option(help="Field.")]
 Rcid = Annotated[int | None, typer.Option(help="Readout channel 0..63.")]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="The schemas of everything that travels.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="The schemas of everything that travels.")
 
 PAGE = Path("docs/schema.md")
 
