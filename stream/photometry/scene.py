@@ -82,19 +82,28 @@ def window_size(fwhm: float) -> int:
     return int(np.clip(2 * round(2 * fwhm) + 1, 9, 17))
 
 
-def fit_scene(scene: Scene, fit: Fit, *, rounds: int = ROUNDS, move: bool = True) -> None:
-    """Flux and, where they may ``move``, places of all sources; ``fit`` is changed in place."""
+def fit_scene(
+    scene: Scene, fit: Fit, *, rounds: int = ROUNDS, move: bool = True, begun: tuple[F32, int] | None = None
+) -> None:
+    """Flux and, where they may ``move``, places of all sources; ``fit`` is changed in place.
+
+    ``begun``, where known, is the image with the models of so many first sources off, as they are (it is changed).
+    """
     near = has_neighbour(*fit.home, NEIGHBOUR_REACH)
     crowded = np.flatnonzero(near)
     lone, groups = lone_groups(np.flatnonzero(~near)), groups_of(*fit.home, crowded, scene.psf.fwhm)
     size, figures = window_size(scene.psf.fwhm), np.full((len(fit), len(FIGURES)), np.nan)
     table = psf_table(scene.psf, size)
     residual = np.empty_like(scene.image) if len(crowded) else scene.image
+    if begun is not None:
+        residual = begun[0]
     drawn: INT | None = None
     for turn in range(rounds):
         judge = turn == rounds - 1
         sources = _sources(scene, fit)
-        if len(crowded):
+        if begun is not None and turn == 0:
+            subtract_models(residual, scene, sources, crowded[crowded >= begun[1]])
+        elif len(crowded):
             if drawn is None or (drawn[:, 2] ** 2).sum() > residual.size:
                 np.copyto(residual, scene.image)
             else:
@@ -187,10 +196,11 @@ def fit_sequences(scene: Scene, fit: Fit, mask: U16) -> tuple[Scene, Fit]:
         if turn == 0:
             scene, residual = _with_sky(scene, residual, mask)
         found = _search(scene, residual, fit, mask)
+        searched = len(fit)
         start = (np.concatenate(pair) for pair in zip((fit.x, fit.y, np.nan_to_num(fit.flux)), found, strict=True))
         fit = Fit.start(*start)
         last = turn == SEQUENCES - 1
-        fit_scene(scene, fit, rounds=LAST_ROUNDS if last else NEXT_ROUNDS)
+        fit_scene(scene, fit, rounds=LAST_ROUNDS if last else NEXT_ROUNDS, begun=(residual, searched))
         fit = _without_spurious(fit, known, scene.psf.fwhm)
     return scene, fit
 
