@@ -1,14 +1,18 @@
 """The figures of difference images: a real pair, and a simulated field judged by its truth, beside other programs.
 
-    python -m ops.bench.difference [--real IMAGES] [--out DIR] [--field normal] [--exposures 0,6] [--peers] [--whole]
-                                   [--sfft-python PYTHON] [--limit SECONDS] [--steps] [--plot PNG] [--json]
+    python -m ops.bench.difference [--real IMAGES] [--out DIR] [--field normal,sparse,dense] [--exposures all]
+                                   [--peers 0,6] [--whole] [--sfft-python PYTHON] [--limit SECONDS] [--steps 6]
+                                   [--done FILE] [--page MD] [--plot PNG] [--json]
 
-Every row is printed as soon as it is known. ``--real`` is a folder with the two overlapping published images. DIR holds
-the fields of ``ops.bench.fields`` with calibration, catalogues and a reference in ``DIR/FIELD/store``. ``--peers`` adds
-what other methods make of the very same prepared planes, in the middle 1024 x 1024 px unless ``--whole``: this
-project's second method, ZOGY with one PSF an image (the arithmetic of PyZOGY), and sfft where it is installed.
+Every row is printed as soon as it is known, and kept in ``--done``: what is in there is not measured again. ``--page``
+writes the table of all exposures as Markdown. ``--real`` is a folder with the two overlapping published images. DIR
+holds the fields of ``ops.bench.fields`` with calibration, catalogues and a reference in ``DIR/FIELD/store``; a field
+without one is left out. ``--peers``: of these exposures, what other methods make of the very same planes, in the middle
+1024 x 1024 px unless ``--whole``: this project's second method, ZOGY with one PSF an image (the arithmetic of
+PyZOGY), and sfft where it is installed. ``--steps``: of these, core-seconds by step.
 
-- **empty sky**: mean and standard deviation of S_corr in cells of 256 px away from every true source.
+- **empty sky**: mean and standard deviation of S_corr in cells of 256 px away from every true source; beside the share
+  of cells inside 0.98 to 1.02 that which noise alone would leave there.
 - **stars**: r.m.s. of D in 7 x 7 px at unsaturated isolated stars of magnitude 15 to 20 over the photon noise there.
 - **dipoles**: isolated stars at which |S_corr| exceeds 5.
 - **limit**: mag that the scatter of fluxes fitted to empty sky falls short of what the two images allow.
@@ -21,9 +25,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,7 +35,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from ops.bench.difference_figures import Figures, Scene, Sky, figures, scene, score_of
+from ops.bench.difference_figures import FAINT, Figures, Scene, Sky, figures, scene, score_of
 from ops.bench.difference_peers import NotThereError, plain_zogy, sfft
 from ops.bench.difference_real import real_rows
 from ops.bench.fields import CCD, QID
@@ -52,6 +56,7 @@ from stream.subtract.difference import front
 RCID = rcid_of(CCD, QID)
 CROP = 1024  # px
 REPEATS = 3
+OURS = "ours"
 # Functions whose time is a step's, where the subtraction looks them up.
 STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
     "resampling": (
@@ -90,38 +95,146 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.process_time() - start
 
 
-def field_rows(folder: Path, exposures: Sequence[int], given: argparse.Namespace) -> Iterator[Row]:
-    """Rows of one field, exposure by exposure."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Figures of one method on one exposure; ``density``: stars brighter than 20 mag per square arcminute."""
+
+    field: str
+    exposure: int
+    method: str
+    seeing: float
+    density: float
+    same: bool | None
+    figures: Figures
+
+
+def field_rows(folder: Path, given: argparse.Namespace, done: list[Measured]) -> Iterator[Row]:
+    """Rows of one field, exposure by exposure; what is measured goes to ``done``."""
     inputs = StoreInputs(ProductStore(str(folder / "store")))
     packets = sorted((folder / "raw" / "sci").glob("*_o.fits.fz"))
+    exposures = range(len(packets)) if given.exposures == "all" else _indices(given.exposures)
+    peers, steps = _indices(given.peers), _indices(given.steps)
+    known = {(m.exposure, m.method) for m in done if m.field == folder.name}
+    cache: ReferenceCache | None = None
     for k in exposures:
         if not 0 <= k < len(packets):
             raise SystemExit(f"no science exposure {k} in {folder}: there are {len(packets)}")
+        if (k, OURS) in known and k not in peers and k not in steps:
+            continue
         science = science_of(packets[k], inputs)
         reference = inputs.reference(science.quadrant)
         if reference is None:
-            raise SystemExit(f"no reference in {folder / 'store'}: `ztf-stream reference build` makes one")
+            yield Row(f"{folder.name}: reference", "", f"none in {folder / 'store'}: left out", None)
+            return
         truth = truth_of(folder, packets[k].name.removesuffix(".fits.fz"))
         what = f"{folder.name} {k} (seeing {science.seeing:.1f} px)"
-        cache, seconds = timed(lambda r=reference: make_cache(r))
-        runs = [timed(lambda s=science, r=reference, c=cache: subtract(s, r, None, c)) for _ in range(REPEATS)]
-        same = len({(d.data.tobytes(), d.scorr.tobytes()) for d, _ in runs}) == 1
-        yield Row(f"{what}: same inputs again", "same bytes", "same bytes" if same else "other bytes", same)
-        d = runs[-1][0]
-        whole = np.s_[0 : d.data.shape[0], 0 : d.data.shape[1]]
-        made = front(science, reference, SubtractConfig(), cache, whole=True)
-        there = scene(science, reference, made, truth, whole)
-        yield from _rows(f"{what}, ours", _ours(d, there, whole, min(t for _, t in runs)), True)
-        if given.steps:
+        if cache is None:
+            cache, seconds = timed(lambda r=reference: make_cache(r))
             yield Row(f"{what}: make_cache", "once a reference", f"{seconds:.2f} core-s", None)
+        made = front(science, reference, SubtractConfig(), cache, whole=True)
+        whole = np.s_[0 : science.data.shape[0], 0 : science.data.shape[1]]
+        head = folder.name, k, science.seeing, density_of(truth, science.data.shape)
+        runs = [timed(lambda s=science, r=reference, c=cache: subtract(s, r, None, c)) for _ in range(REPEATS)]
+        d, seconds = runs[-1][0], min(t for _, t in runs)
+        there = scene(science, reference, made, truth, whole)
+        if (k, OURS) not in known:
+            same = len({(d.data.tobytes(), d.scorr.tobytes()) for d, _ in runs}) == 1
+            yield from _kept(done, head, OURS, same, _ours(d, there, whole, seconds), given)
+        if k in steps:
             yield from step_rows(what, science, reference, cache)
-        if given.peers:
+        if k in peers:
             box = whole if given.whole else middle(d.data.shape)
             inner = there if given.whole else scene(science, reference, made, truth, box)
-            part = f"{what}, {inner.new.shape[1]} x {inner.new.shape[0]} px"
             if not given.whole:
-                yield from _rows(f"{part}, ours", _ours(d, inner, box, min(t for _, t in runs)), None)
-            yield from peer_rows(part, science, reference, (inner, box), given)
+                yield from _kept(done, head, f"{OURS}, in the middle", None, _ours(d, inner, box, seconds), given)
+            for method, figures_of in peers_of(science, reference, (inner, box), given):
+                if (k, method) in known:
+                    continue
+                try:
+                    yield from _kept(done, head, method, None, figures_of(), given)
+                except NotThereError as error:
+                    yield Row(f"{what}, {method}", "", str(error), None)
+
+
+def _indices(text: str) -> list[int]:
+    return [int(k) for k in text.split(",") if k]
+
+
+def density_of(truth: Sky, shape: tuple[int, ...]) -> float:
+    """Stars brighter than 20 mag per square arcminute."""
+    ny, nx = shape[:2]
+    inside = (truth.x > 0) & (truth.y > 0) & (truth.x < nx) & (truth.y < ny) & truth.star & (truth.mag < FAINT)
+    return float(inside.sum() / (ny * nx * (FULL.pixel_scale / 60) ** 2))
+
+
+def _kept(
+    done: list[Measured], head: tuple[str, int, float, float], method: str, same: bool | None, f: Figures,
+    given: argparse.Namespace,
+) -> Iterator[Row]:  # fmt: skip
+    """Keep figures, in the file too, and say them."""
+    field, exposure, seeing, density = head
+    one = Measured(field, exposure, method, seeing, density, same, f)
+    done.append(one)
+    if given.done is not None:
+        with given.done.open("a") as file:
+            file.write(json.dumps(asdict(one)) + "\n")
+    yield from rows_of(one)
+
+
+def read_done(path: Path | None) -> list[Measured]:
+    """What an earlier run kept; a last line cut short is dropped."""
+    if path is None or not path.exists():
+        return []
+    out = []
+    for line in path.read_text().splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        values["figures"]["sigma"] = tuple(values["figures"]["sigma"])
+        out.append(Measured(**{**values, "figures": Figures(**values["figures"])}))
+    return out
+
+
+def rows_of(one: Measured) -> list[Row]:
+    """The figures of one method on one exposure; only ours of a whole image are judged."""
+    what, f = f"{one.field} {one.exposure} (seeing {one.seeing:.1f} px), {one.method}", one.figures
+    sigma = f"{f.sigma[0]:.3f} to {f.sigma[1]:.3f}, {100 * f.good_cells:.0f} % of {f.cells} cells inside"
+    sigma += f" (by noise alone {100 * f.good_by_noise:.0f} %)"
+    lines = [
+        ("empty sky", "mean 0.00, sigma 0.98 to 1.02", f"mean {f.mean:+.3f} (worst {f.worst_mean:.3f}), {sigma}",
+         f.worst_mean < 0.1 and f.good_cells == 1),
+        ("stars under 1.2 photon noise", "95 %", f"{100 * f.stars_ok:.1f} % of {f.stars}", f.stars_ok >= 0.95),
+        ("stars with |S_corr| > 5", "under 5", str(f.dipoles), f.dipoles < 5),
+        ("5-sigma limit short of theory", "0.05 mag", f"{f.loss:+.3f} mag", f.loss < 0.05),
+        ("core-seconds", "0.40", f"{f.seconds:.2f}", f.seconds <= 0.40),
+    ]  # fmt: skip
+    if one.same is not None:
+        lines.append(("same inputs again", "same bytes", "same bytes" if one.same else "other bytes", one.same))
+    return [Row(f"{what}: {n}", t, v, ok if one.method == OURS else None) for n, t, v, ok in lines]
+
+
+def page_of(done: Sequence[Measured]) -> str:
+    """Markdown: ours on every exposure by field and seeing, then the methods beside each other."""
+    head = "| field | stars < 20 mag per arcmin^2 | seeing, px | mean of empty sky, worst cell | sigma of cells | cells"
+    head += " in 0.98 to 1.02 (by noise alone) | stars under 1.2 photon noise | stars, abs(S_corr) > 5 | limit, mag"
+    head += " short | core-seconds |"
+    ours = sorted((m for m in done if m.method == OURS), key=lambda m: (m.density, m.seeing))
+    out = [head, "|---" * 10 + "|"]
+    out += [f"| {m.field} {m.exposure} | {m.density:.1f} | {m.seeing:.2f} | {_cells_of(m.figures)} |" for m in ours]
+    others = sorted((m for m in done if m.method != OURS), key=lambda m: (m.field, m.exposure))
+    if others:
+        out += ["", head.replace("stars < 20 mag per arcmin^2", "method"), "|---" * 10 + "|"]
+        out += [f"| {m.field} {m.exposure} | {m.method} | {m.seeing:.2f} | {_cells_of(m.figures)} |" for m in others]
+    return "\n".join(out) + "\n"
+
+
+def _cells_of(f: Figures) -> str:
+    return " | ".join([
+        f"{f.mean:+.3f}, {f.worst_mean:.3f}", f"{f.sigma[0]:.3f} to {f.sigma[1]:.3f}",
+        f"{100 * f.good_cells:.0f} % ({100 * f.good_by_noise:.0f} %)", f"{100 * f.stars_ok:.1f} % of {f.stars}",
+        str(f.dipoles), f"{f.loss:+.3f}", f"{f.seconds:.2f}",
+    ])  # fmt: skip
 
 
 def middle(shape: tuple[int, ...]) -> tuple[slice, slice]:
@@ -135,43 +248,34 @@ def _ours(d: Difference, there: Scene, box: tuple[slice, slice], seconds: float)
     return figures(d.data[box], d.scorr[box], d.psf.stamp(*centre).astype(float), there, seconds)
 
 
-def peer_rows(
-    what: str, science: ScienceImage, reference: Reference, where: tuple[Scene, tuple[slice, slice]],
-    given: argparse.Namespace,
-) -> Iterator[Row]:  # fmt: skip
-    """Rows of the others, one after the other."""
+def peers_of(
+    science: ScienceImage, reference: Reference, where: tuple[Scene, tuple[slice, slice]], given: argparse.Namespace
+) -> Iterator[tuple[str, Callable[[], Figures]]]:
+    """The others, each with what measures it."""
     there, box = where
-    other, seconds = timed(lambda: subtract_by_kernel(science, reference))
-    yield from _rows(f"{what}, kernel fit", _ours(other, there, box, seconds), None)
-    (data, psf), seconds = timed(lambda: plain_zogy(there))
-    yield from _peer(f"{what}, plain ZOGY", data, psf, there, seconds)
-    try:
+
+    def by_kernel() -> Figures:
+        other, seconds = timed(lambda: subtract_by_kernel(science, reference))
+        return _ours(other, there, box, seconds)
+
+    def by_plain_zogy() -> Figures:
+        (data, psf), seconds = timed(lambda: plain_zogy(there))
+        return _peer(data, psf, there, seconds)
+
+    def by_sfft() -> Figures:
         half = max(4, round(2 * science.seeing))
         data, psf, seconds = sfft(there, half, given.sfft_python, given.limit)
-    except NotThereError as error:
-        yield Row(f"{what}, sfft", "", str(error), None)
-        return
-    yield from _peer(f"{what}, sfft", data, psf, there, seconds)
+        return _peer(data, psf, there, seconds)
+
+    yield "kernel fit", by_kernel
+    yield "plain ZOGY", by_plain_zogy
+    yield "sfft", by_sfft
 
 
-def _peer(what: str, data: Any, psf: Any, there: Scene, seconds: float) -> Iterator[Row]:
+def _peer(data: Any, psf: Any, there: Scene, seconds: float) -> Figures:
     score = score_of(data, psf, there)
     data[there.unusable] = np.nan
-    return _rows(what, figures(data, score, psf, there, seconds), None)
-
-
-def _rows(what: str, f: Figures, judged: bool | None) -> Iterator[Row]:
-    sigma = f"{f.sigma[0]:.3f} to {f.sigma[1]:.3f}, {100 * f.good_cells:.0f} % of {f.cells} cells inside"
-    lines = [
-        ("empty sky", "mean 0.00, sigma 0.98 to 1.02", f"mean {f.mean:+.3f} (worst {f.worst_mean:.3f}), {sigma}",
-         f.worst_mean < 0.1 and f.good_cells == 1),
-        ("stars under 1.2 photon noise", "95 %", f"{100 * f.stars_ok:.1f} % of {f.stars}", f.stars_ok >= 0.95),
-        ("stars with |S_corr| > 5", "under 5", str(f.dipoles), f.dipoles < 5),
-        ("5-sigma limit short of theory", "0.05 mag", f"{f.loss:+.3f} mag", f.loss < 0.05),
-        ("core-seconds", "0.40", f"{f.seconds:.2f}", f.seconds <= 0.40),
-    ]  # fmt: skip
-    for name, target, value, ok in lines:
-        yield Row(f"{what}: {name}", target, value, ok if judged else None)
+    return figures(data, score, psf, there, seconds)
 
 
 def step_rows(what: str, science: ScienceImage, reference: Reference, cache: ReferenceCache) -> Iterator[Row]:
@@ -204,20 +308,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--real", type=Path, help="folder of the real pair of images")
     parser.add_argument("--plot", type=Path, help="picture of the real pair")
     parser.add_argument("--out", type=Path, help="folder of the fields")
-    parser.add_argument("--field", default="normal")
-    parser.add_argument("--exposures", default="0,6", help="indices of science exposures, with commas")
-    parser.add_argument("--peers", action="store_true", help="kernel fit, plain ZOGY and sfft beside ours")
+    parser.add_argument("--field", default="normal,sparse,dense", help="with commas")
+    parser.add_argument("--exposures", default="all", help="indices of science exposures, with commas")
+    parser.add_argument("--peers", default="", help="of these exposures: kernel fit, plain ZOGY and sfft beside ours")
+    parser.add_argument("--done", type=Path, help="file of what is measured already, one object a line; added to")
+    parser.add_argument("--page", type=Path, help="Markdown with the table of all exposures")
     parser.add_argument("--whole", action="store_true", help="peers on the whole quadrant: minutes")
     parser.add_argument("--sfft-python", default=sys.executable, help="interpreter that has sfft")
     parser.add_argument("--limit", type=float, default=300, help="seconds after which sfft is stopped")
-    parser.add_argument("--steps", action="store_true", help="core-seconds of ours by step")
+    parser.add_argument("--steps", default="", help="of these exposures: core-seconds of ours by step")
     parser.add_argument("--json", action="store_true", help="one object a line")
     given = parser.parse_args(arguments)
     if given.real is None and given.out is None:
         parser.error("nothing to measure: give --real or --out")
-    exposures = [int(k) for k in given.exposures.split(",") if k]
-    parts = [real_rows(given.real, given.plot)] if given.real else []
-    parts += [field_rows(given.out / given.field, exposures, given)] if given.out else []
+    done = read_done(given.done)
+    parts: list[Iterable[Row]] = [(row for one in done for row in rows_of(one))]
+    parts += [real_rows(given.real, given.plot)] if given.real else []
+    parts += [field_rows(given.out / field, given, done) for field in given.field.split(",")] if given.out else []
     missed = False
     for row in chain.from_iterable(parts):
         missed |= row.ok is False
@@ -225,6 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             json.dumps(asdict(row)) if given.json else f"{row.name:75s} {row.target:30s} {row.value} {mark}", flush=True
         )
+        if given.page is not None and done:
+            given.page.write_text(page_of(done))
     return int(missed)
 
 

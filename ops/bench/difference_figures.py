@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ F64 = NDArray[np.float64]
 Box = tuple[slice, slice]
 
 CELL = 256  # px
+ALLOWED = 0.02  # of a cell's sigma from 1
 LEAST = 3000  # pixels of empty sky in a cell that is counted
 BRIGHT, FAINT = 15.0, 20.0  # magnitudes of the stars that are looked at
 ISOLATION = 8.0  # px
@@ -92,12 +94,14 @@ def reach(flux: F64) -> F64:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is measured of one difference; ``loss``: mag that its 5-sigma limit falls short of the theoretical one."""
+    """What is measured of one difference; ``loss``: mag that its 5-sigma limit falls short of the theoretical one,
+    ``good_by_noise``: share of cells whose sigma would be as wanted by noise alone."""
 
     mean: float
     worst_mean: float
     sigma: tuple[float, float]
     good_cells: float
+    good_by_noise: float
     cells: int
     stars_ok: float
     stars: int
@@ -109,7 +113,8 @@ class Figures:
 def figures(data: F32, scorr: F32, psf: F64, there: Scene, seconds: float) -> Figures:
     """Sky, stars and depth of a difference ``data`` in which a source of flux 1 DN is ``psf``, and of its S_corr."""
     ny, nx = data.shape
-    means, sigmas = [], []
+    means, sigmas, by_noise = [], [], []
+    correlated = correlation_area(psf)
     seen = there.empty & np.isfinite(scorr)
     for j in range(0, ny - CELL // 2, CELL):
         for i in range(0, nx - CELL // 2, CELL):
@@ -118,14 +123,27 @@ def figures(data: F32, scorr: F32, psf: F64, there: Scene, seconds: float) -> Fi
             if len(values) > LEAST:
                 means.append(float(values.mean()))
                 sigmas.append(float(values.std()))
+                error = np.sqrt(correlated / len(values) / 2)
+                by_noise.append(math.erf(ALLOWED / error / math.sqrt(2)))
     if not means:
         raise ValueError(f"no cell of the {nx} x {ny} px has {LEAST} pixels of empty sky: nothing to judge S_corr by")
     chi, peaks = at_stars(data, scorr, there)
-    good = [0.98 <= s <= 1.02 for s in sigmas]
+    good = [abs(s - 1) <= ALLOWED for s in sigmas]
     return Figures(
         float(np.mean(means)), float(np.abs(means).max()), (min(sigmas), max(sigmas)), float(np.mean(good)),
-        len(good), float(np.mean(chi < 1.2)), len(chi), int((peaks > 5).sum()), loss(data, psf, there), seconds,
+        float(np.mean(by_noise)), len(good), float(np.mean(chi < 1.2)), len(chi), int((peaks > 5).sum()),
+        loss(data, psf, there), seconds,
     )  # fmt: skip
+
+
+def correlation_area(psf: F64) -> float:
+    """Pixels of S_corr that tell its variance as well as one independent value: the sum of its squared correlation.
+
+    S is white noise matched with ``psf``, so that its correlation is the PSF's own.
+    """
+    power = np.abs(fft.rfft2(psf, (128, 128))) ** 2
+    correlation = fft.irfft2(power, (128, 128))
+    return float(((correlation / correlation[0, 0]) ** 2).sum())
 
 
 def at_stars(data: F32, scorr: F32, there: Scene) -> tuple[F64, F64]:
