@@ -12,6 +12,7 @@ from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
 from stream.core.records import F32
+from stream.subtract import blocks
 
 STEP = 3  # px; S_corr varies over the width of a PSF or more
 NOISE_CELLS = 3  # background cells a side in which the noise is taken together: its map varies more slowly
@@ -43,18 +44,7 @@ def settle(
     for start in range(0, len(data), 64):
         rows = slice(start, start + 64)
         offset, width = (to_rows[rows] @ v for v in by_column)
-        d, s, c, n = data[rows], score[rows], scorr[rows], sigma[rows]
-        # S = S_corr sqrt(V): what the level is in S follows from the two, and in D from S.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            root = s / c
-        np.copyto(root, np.float32(0), where=~np.isfinite(root))
-        root *= offset
-        s -= root
-        c -= offset
-        c /= width
-        root *= np.float32(1.0 / psf_sum)
-        d -= root
-        n *= width
+        blocks.level_off(offset, width, 1.0 / psf_sum, data[rows], sigma[rows], score[rows], scorr[rows])
     flat = np.flatnonzero(blank)
     for image in (data, sigma, score, scorr):
         image.reshape(-1)[flat] = np.nan

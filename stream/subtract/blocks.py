@@ -1,4 +1,4 @@
-"""What a block of the subtraction does between its transforms, in one pass over memory each."""
+"""What the subtraction does to pixels before, between and after its transforms, in one pass over memory each."""
 
 from __future__ import annotations
 
@@ -115,3 +115,45 @@ def divide(score: F32, variance: F32, y0: int, x0: int, out_score: F32, out: F32
         for i in range(nx):
             own[i] = some[i]
             scaled[i] = some[i] / math.sqrt(noise[i])
+
+
+@compiled
+def science_pixels(data: F32, level: F32, rms: F32, gain: float, typical: float, new: F32, variance: F32) -> None:
+    """An image without its sky, and its variance: the sky's, and the photons' of what stands out by 2 sigma (below
+    that is sky, whose noise the r.m.s. has already); ``typical`` where there is no value."""
+    per_gain, unknown = np.float32(1.0 / gain), np.float32(typical)
+    for j in range(data.shape[0]):
+        some, sky, noise, own, total = data[j], level[j], rms[j], new[j], variance[j]
+        for i in range(len(some)):
+            value = some[i] - sky[i]
+            own[i] = value
+            seen = noise[i] * noise[i] + (value * per_gain if value > np.float32(2) * noise[i] else np.float32(0))
+            total[i] = seen if value == value and seen == seen else unknown
+
+
+@compiled
+def noise_of(new: F32, reference: F32, gain_new: float, gain_reference: float, out: F32) -> None:
+    """1-sigma noise of a sum of two images from their variances and what the sum makes of them."""
+    a, b = np.float32(gain_new), np.float32(gain_reference)
+    for j in range(out.shape[0]):
+        one, two, own = new[j], reference[j], out[j]
+        for i in range(len(own)):
+            own[i] = math.sqrt(one[i] * a + two[i] * b)
+
+
+@compiled
+def level_off(level: F32, width: F32, per_psf: float, data: F32, sigma: F32, score: F32, scorr: F32) -> None:
+    """Take a level of S_corr out of S_corr, S and D and scale noise by a width, all (n, nx), in place.
+
+    S = S_corr sqrt(V): what the level is in S follows from the two, and in D from S.
+    """
+    share = np.float32(per_psf)
+    for j in range(data.shape[0]):
+        off, wide, d, n, s, c = level[j], width[j], data[j], sigma[j], score[j], scorr[j]
+        for i in range(len(d)):
+            root = s[i] / c[i] * off[i]
+            root = root if abs(root) < np.float32(np.inf) else np.float32(0)  # NaN too
+            s[i] -= root
+            d[i] -= root * share
+            c[i] = (c[i] - off[i]) / wide[i]
+            n[i] *= wide[i]

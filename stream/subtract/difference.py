@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from stream.core.errors import SubtractionError
 from stream.core.pixelmap import PixelMap
 from stream.core.records import F32, Difference, PlacePsf, Reference, ScienceImage
+from stream.subtract import blocks
 from stream.subtract.background import settle
 from stream.subtract.cache import ReferenceCache, make_cache
 from stream.subtract.floor import apply_floor, excess_noise
@@ -169,11 +170,8 @@ def _errors(match: Match, shape: tuple[int, int], config: SubtractConfig) -> Err
 
 def _sigma(planes: Planes, gain_new: float, gain_reference: float) -> F32:
     """1-sigma noise per pixel of D: its kernels are close to points (they are points where the PSFs are alike)."""
-    sigma = planes.new_variance * np.float32(gain_new)
-    for start in range(0, len(sigma), 64):
-        rows = slice(start, start + 64)
-        sigma[rows] += planes.reference_variance[rows] * np.float32(gain_reference)
-        np.sqrt(sigma[rows], out=sigma[rows])
+    sigma = np.empty_like(planes.new_variance)
+    blocks.noise_of(planes.new_variance, planes.reference_variance, gain_new, gain_reference, sigma)
     return sigma
 
 

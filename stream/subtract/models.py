@@ -26,7 +26,7 @@ F64 = NDArray[np.float64]
 LEAST_SNR = 50.0  # fainter stars leave less than their noise, however their PSFs are treated
 MOST = 5000  # the brightest; a crowd's faint ones would cost more than they leave
 _ALONE = 3.0  # px from a saturated star, which is fitted on its own
-_TURNS = 6  # of the inversion of a map; each takes a factor of the map's bend, some 1e-3
+_TURNS = 4  # of the inversion of a map; each takes a factor of the map's bend, some 1e-3
 
 
 def modelled_stars(sources: Table, full: NDArray[np.bool_], saturated: F64) -> tuple[F64, float]:

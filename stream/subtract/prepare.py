@@ -13,6 +13,7 @@ from stream.core.pixelmap import PixelMap
 from stream.core.records import F32, U16, Reference, ScienceImage
 from stream.core.resample import carry, resample_bridged
 from stream.photometry import Star, add_stars, fit_stars, remove_rings, saturated_stars, subtract_stars
+from stream.subtract import blocks
 from stream.subtract.background import grow
 from stream.subtract.cache import ReferenceCache, reference_gain
 from stream.subtract.models import paint, places_on
@@ -100,26 +101,12 @@ def _fill(new: F32, reference: F32, mask: U16, unusable: B1, hits: B1) -> None:
     n[place[filled]] = value[filled]
 
 
-def _row_blocks(n: int, rows: int = 64) -> list[slice]:
-    """Slices of rows small enough that what is made of them on the way stays in the processor's cache."""
-    return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
-
-
 def _science_pixels(science: ScienceImage) -> tuple[F32, F32]:
     """The science image without its sky, and its variance."""
-    shape, rms = science.data.shape, science.background.rms
-    new, variance = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    per_gain, typical = np.float32(1.0 / science.gain), np.float32(science.background.sigma**2)
-    for rows in _row_blocks(shape[0]):
-        n, v, noise = new[rows], variance[rows], rms[rows]
-        np.subtract(science.data[rows], science.background.level[rows], out=n)
-        # Photons of sources; pixels below 2 sigma are sky, whose noise the r.m.s. has already.
-        np.multiply(n, per_gain, out=v)
-        v *= n > 2 * noise
-        v += noise * noise
-        bad = np.isnan(v)
-        if bad.any():
-            v[bad] = typical
+    new, variance = np.empty(science.data.shape, np.float32), np.empty(science.data.shape, np.float32)
+    planes = science.data, science.background.level, science.background.rms
+    images = (np.ascontiguousarray(v, np.float32) for v in planes)
+    blocks.science_pixels(*images, float(science.gain), float(science.background.sigma**2), new, variance)
     return new, variance
 
 

@@ -51,3 +51,33 @@ def test_noise_of_the_score() -> None:
     blocks.divide(score, seen, 3, 5, whole[10:30, 20:40], out[10:30, 20:40])
     assert (whole[10:30, 20:40] == score[3:23, 5:25]).all()
     assert np.allclose(out[10:30, 20:40], (score / np.sqrt(fine))[3:23, 5:25], rtol=1e-5)
+
+
+def test_science_pixels_and_noise() -> None:
+    rng = np.random.default_rng(4)
+    data, level = rng.normal(500, 30, (30, 40)).astype(np.float32), np.full((30, 40), 500, np.float32)
+    rms = rng.uniform(9, 11, (30, 40)).astype(np.float32)
+    data[3, 4], rms[5, 6] = np.nan, np.nan
+    new, variance, sigma = (np.empty((30, 40), np.float32) for _ in range(3))
+    blocks.science_pixels(data, level, rms, 6.2, 100.0, new, variance)
+    assert np.array_equal(new, data - level, equal_nan=True)
+    expected = rms**2 + np.where(new > 2 * rms, new / 6.2, 0)
+    assert np.allclose(variance, np.where(np.isfinite(expected + new), expected, 100), rtol=1e-5)
+    blocks.noise_of(variance, 2 * variance, 0.7, 0.1, sigma)
+    assert np.allclose(sigma, np.sqrt(0.9 * variance), rtol=1e-5)
+
+
+def test_a_level_of_the_score_is_the_same_level_in_all_images() -> None:
+    rng = np.random.default_rng(5)
+    score, scorr = rng.normal(0, 3, (2, 30, 40)).astype(np.float32)
+    scorr[2, 3], score[4, 5] = 0, np.nan
+    level, width = rng.normal(0, 0.1, (30, 40)).astype(np.float32), rng.uniform(0.9, 1.1, (30, 40)).astype(np.float32)
+    data, sigma = rng.normal(0, 5, (30, 40)).astype(np.float32), np.ones((30, 40), np.float32)
+    images = [v.copy() for v in (data, sigma, score, scorr)]
+    blocks.level_off(level, width, 0.25, *images)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        root = score / scorr
+    in_score = np.where(np.isfinite(root), root * level, 0)
+    expected = data - 0.25 * in_score, width, score - in_score, (scorr - level) / width
+    for seen, wanted in zip(images, expected, strict=True):
+        assert np.allclose(seen, wanted, rtol=1e-4, atol=1e-5, equal_nan=True)
