@@ -114,7 +114,8 @@ def write_page(docs: Path, by_field: dict[str, list[Frame]], found: list[Line], 
     text = ["# Measurement against truth", "", (
         "Made by `python -m ops.bench.measurement --out DIR --docs docs`: simulated full-size exposures with every "
         "effect on, measured by `make_science` and, on the same calibrated pixels with the same masks, by other "
-        "programs. Columns of peers are empty where a program gives no such figure."
+        "programs. Columns of peers are empty where a program gives no such figure. Where the time goes: "
+        "[photometry-time.md](photometry-time.md)."
     ), ""]  # fmt: skip
     for name, frames in by_field.items():
         s = summary(frames)
