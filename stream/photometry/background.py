@@ -28,6 +28,8 @@ ALL_SAMPLES, SAMPLES = 2_400_000, 64
 # A mesh with fewer good samples than this takes its neighbours' level.
 MIN_SAMPLES = 200
 CLIP = 3.0
+# What is left of a mesh's spread when its slope's part is taken off is this part of it at least.
+LEAST_NOISE = 0.5
 # Meshes further than this from their 3 x 3 median (robust sigma of such distances) are taken for contaminated.
 OUTLIER = 3.0
 # ... unless by less than this part of the noise, which no flux would notice.
@@ -74,7 +76,8 @@ def estimate_background(data: F32, mask: U16, box: int = BOX) -> Background:
         )
     median, skew, rms = _fill(median), _fill(skew), _fill(rms)
     tolerance = TOLERANCE * float(np.median(rms))
-    level, rms = (_smooth(grid, tolerance) for grid in (_mode(median, skew, rms), rms))
+    level = _smooth(_mode(median, skew, rms), tolerance)
+    rms = _smooth(_without_slope(rms, level), tolerance)
     wy, wx = _weights(data.shape[0], level.shape[0]), _weights(data.shape[1], level.shape[1])
     level_map = _expand(level, wy, wx)
     rms_map = _expand(rms, wy, wx)
@@ -166,6 +169,13 @@ def _mode(median: NDArray[np.float64], skew: NDArray[np.float64], rms: NDArray[n
     crowded = np.abs(skew) > 0.3 * rms  # SExtractor's rule: the mean is no guide there
     smooth = ndimage.uniform_filter(ndimage.median_filter(skew, 3, mode="nearest"), 5, mode="nearest")
     return np.where(crowded, median, median - 1.5 * smooth)
+
+
+def _without_slope(rms: NDArray[np.float64], level: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The noise of meshes without what a sloping sky (twilight, a halo) spreads over each: a twelfth of the square of
+    its change across the mesh, as of any even spread."""
+    change = sum(np.gradient(level, axis=axis) ** 2 for axis in (0, 1) if level.shape[axis] > 1)
+    return np.sqrt(np.maximum(rms**2 - change / 12, (LEAST_NOISE * rms) ** 2))
 
 
 def _rank(

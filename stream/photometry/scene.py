@@ -134,7 +134,7 @@ def sky_covariance(scene: Scene, residual: F32, fit: Fit) -> float:
     gx, gy = np.rint(gx), np.rint(gy)
     distance, _ = cKDTree(np.stack(fit.home, axis=1)).query(np.stack([gx, gy], axis=1))
     far = distance > FAR * scene.psf.fwhm
-    if far.sum() < len(far) / 20:  # a crowd: between the sources, whose models are off
+    if far.sum() < len(far) / 2:  # a crowd: between the sources, whose models are off
         far = distance > NEAR * scene.psf.fwhm
     gx, gy = gx[far], gy[far]
     size = window_size(scene.psf.fwhm)

@@ -65,6 +65,16 @@ def test_halo_light_is_part_of_the_sky(starry: np.ndarray) -> None:
     assert found.level[:, :300].mean() == pytest.approx(SKY[:, :300].mean() + 50, abs=0.2 * SIGMA)
 
 
+def test_twilight_s_slope_is_no_noise() -> None:
+    """A sky that climbs by four sigma across a mesh, as in a real cut-out: its noise is that of its pixels."""
+    slope = 0.35 * X + 0.2 * Y
+    data = add_noise(slope + 0 * X, 400, GAIN, READNOISE, 9)
+    true = np.sqrt((400 + slope) / GAIN + (READNOISE / GAIN) ** 2)
+    found = estimate_background(data, np.zeros(SHAPE, np.uint16))
+    assert found.rms[64:-64, 64:-64] / true[64:-64, 64:-64] == pytest.approx(1, abs=0.06)
+    assert np.abs(found.level - 400 - slope).max() < 0.3 * true.mean()
+
+
 def test_small_image_is_one_mesh() -> None:
     data = add_noise(np.zeros((40, 50)), 100, GAIN, READNOISE, 1)
     found = estimate_background(data, np.zeros(data.shape, np.uint16))
