@@ -20,6 +20,7 @@ from scipy.spatial import cKDTree
 from ops.bench.measured import Frame, Unit, measure, spread
 from ops.bench.measured_rows import MAG_BINS, found_figures, samples
 from stream.astrometry import sky_of, solve
+from stream.astrometry.solver import LOG_CHANCE_LIMIT, MIN_PAIRS
 from stream.core.camera import FULL, nominal_wcs
 from stream.core.errors import Permanent
 from stream.core.records import BRIGHT_DTYPE, GAIA_DTYPE, PS1_DTYPE, Astrometry, ScienceImage, Table
@@ -35,6 +36,14 @@ F64 = NDArray[np.float64]
 LIST = ("catalogs/ztf_000202_zg_c10_q1_refpsfcat.fits", 202, 10, 1, 1)  # file, field, CCD, quadrant, filter
 SAME = 1.5 / 3600  # deg
 YEAR = 365.25
+CUT_OUT_NOTE = f"""
+Astrometry is from scratch: telescope's pointing, nominal layout, and as catalogue the sources of the overlapping
+cut-out, which is another filter's where the field has no other. A match needs {MIN_PAIRS} pairs and a chance below
+1e{LOG_CHANCE_LIMIT:.0f} over all offsets within 5 arcmin; where fewer stars are in common, refusing is right. Cut-outs
+with fewer than ten PSF stars take the header's seeing and a Moffat's APCOR. Limits: ours is of the cut-out, five times
+the noise of a PSF flux at its middle, with the noise that is measured; the second number has the noise that sky level,
+gain and read noise predict (real noise is some 8 % more); the header's comes from the whole quadrant's catalogue.
+"""
 
 
 class NoCatalogs:
@@ -132,6 +141,22 @@ def _against_header(image: CutOut, found: Astrometry) -> tuple[float, float]:
     return float(np.median(off)), float(off.max())
 
 
+def _in_common(image: CutOut, catalogue: Table) -> int:
+    """How many detections have a star of the catalogue within 1.5 arcsec, by the header's WCS."""
+    if not len(catalogue) or not len(image.detections):
+        return 0
+    ra, dec = image.science.astrometry.wcs.all_pix2world(image.detections["x"], image.detections["y"], 0)
+    cosine = np.cos(np.radians(np.mean(dec)))
+    tree = cKDTree(np.column_stack([catalogue["ra"] * cosine, catalogue["dec"]]))
+    return int((tree.query(np.column_stack([ra * cosine, dec]))[0] < SAME).sum())
+
+
+def _limit_of_photons(science: ScienceImage) -> float:
+    """The limit if the sky's noise were what its level, gain and read noise predict."""
+    expected = np.sqrt(science.background.median / science.gain + (science.readnoise / science.gain) ** 2)
+    return science.maglim + 2.5 * float(np.log10(science.background.sigma / expected))
+
+
 def _same_filter(image: CutOut, partners: Sequence[CutOut]) -> str:
     """Median difference of magnitudes (both on their header's zero points) of the stars that two images share."""
     for other in partners:
@@ -156,7 +181,8 @@ def cut_out_table(folder: Path) -> str:
     images = read_cut_outs(folder)
     head = [
         "image", "our astrometry", "against the header, median and largest", "header's r.m.s.",
-        "seeing ours / header [px]", "APCOR4 ours / header", "mag difference, same filter", "limit ours / header",
+        "seeing ours / header [px]", "APCOR4 ours / header", "mag difference, same filter",
+        "limit: ours, ours if noise were photons' / header",
     ]  # fmt: skip
     rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for image in images:
@@ -164,7 +190,8 @@ def cut_out_table(folder: Path) -> str:
         catalogue, partners = _overlapping(image, images)
         found = solved(image, catalogue)
         if isinstance(found, str):
-            astro, off = f"refused: {found[:70]}", "-"
+            pairs = f"{_in_common(image, catalogue)} of {len(catalogue)} stars are in both images by the header's WCS"
+            astro, off = f"refused: {pairs}", "-"
         else:
             median, worst = _against_header(image, found)
             astro = f"{found.n_matched} of {len(catalogue)}, chance 1e{found.log_chance:.0f}"
@@ -174,7 +201,7 @@ def cut_out_table(folder: Path) -> str:
             f"| {h['FIELDID']} {s.quadrant.exposure.filtercode} {image.name[4:18]} | {astro} | {off} "
             f'| {header_rms:.3f}" | {s.seeing:.2f} / {h["SEEING"]:.2f} '
             f"| {s.apcor[3]:+.3f} / {h['APCOR4']:+.3f} | {_same_filter(image, partners)} "
-            f"| {s.maglim:.2f} / {h['MAGLIM']:.2f} |"
+            f"| {s.maglim:.2f}, {_limit_of_photons(s):.2f} / {h['MAGLIM']:.2f} |"
         )
     return "\n".join(rows) + "\n"
 
@@ -233,6 +260,6 @@ def report(data: Path, folder: Path, console: Console) -> str:
         console.print(f"no real data in {data}")
         return ""
     return (
-        "\n## Real cut-outs\n\n" + cut_out_table(data / "images")
+        "\n## Real cut-outs\n\n" + cut_out_table(data / "images") + CUT_OUT_NOTE
         + "\n## The real reference catalogue, painted and found\n\n" + listed_table(data, folder, console)
     )  # fmt: skip

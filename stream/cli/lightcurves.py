@@ -42,6 +42,7 @@ def lightcurves(
     from stream.archive import ProductStore
     from stream.cli.common import print_json, progress_bar
     from stream.cli.reference import fid_of
+    from stream.core.errors import UsageError
     from stream.engine.config import load_settings
     from stream.lightcurves import describe, light_curves, near, parquet
 
@@ -51,7 +52,10 @@ def lightcurves(
             ProductStore(load_settings(store=store).store), where, (first, last), degree if relative else None, report
         )
     if out is not None:
-        out.write_bytes(parquet(found))
+        try:
+            out.write_bytes(parquet(found))
+        except OSError as error:
+            raise UsageError(f"{out} cannot be written: {error.strerror}") from error
     points = near(found.points, *place, radius) if place else found.points[:0]
     rows = [_row(found, point) for point in points]
     if as_json:

@@ -131,6 +131,9 @@ def test_a_place_shows_its_points_and_an_empty_field_says_so(observed: Observed)
     assert [row["jd"] for row in said.rows()[1:]] == mine["jd"].tolist()
     plain = ztf_stream("lightcurves", *observed.options, *place).ok()
     assert f"{mine['jd'][0]:.6f}" in plain.out
+    nowhere = ztf_stream("lightcurves", *observed.options, "--out", observed.store / "no" / "folder.parquet")
+    assert nowhere.status == 1
+    assert "cannot be written" in nowhere.err
     nothing = ztf_stream("lightcurves", *observed.options, "--first", "20990101", "--json")
     assert nothing.status == 1
     assert "ztf-stream process" in nothing.err
