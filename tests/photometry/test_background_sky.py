@@ -65,6 +65,20 @@ def test_halo_light_is_part_of_the_sky(starry: np.ndarray) -> None:
     assert found.level[:, :300].mean() == pytest.approx(SKY[:, :300].mean() + 50, abs=0.2 * SIGMA)
 
 
+@pytest.mark.parametrize(("radius", "most"), [(10.0, 0.02), (20.0, 0.12), (30.0, 0.05)])
+def test_a_galaxy_is_not_eaten(starry: np.ndarray, radius: float, most: float) -> None:
+    """An exponential galaxy of magnitude 14 and a half-light radius of 10 to 30 px (a quarter of a mesh): what the sky
+    under it takes of its flux within three such radii."""
+    r = np.hypot(X - 448.0, Y - 320.0)
+    galaxy = np.exp(-r * 1.678 / radius)
+    galaxy *= 10 ** (0.4 * (26.2 - 14.0)) / galaxy.sum()
+    mask = np.zeros(SHAPE, np.uint16)
+    alone, under = (estimate_background(np.float32(starry + g), mask).level for g in (np.float32(0), galaxy))
+    inside = r < 3 * radius
+    assert (under - alone)[inside].sum() < most * galaxy[inside].sum()
+    assert np.abs(under - alone).max() < 0.12 * SIGMA
+
+
 def test_twilight_s_slope_is_no_noise() -> None:
     """A sky that climbs by four sigma across a mesh, as in a real cut-out: its noise is that of its pixels."""
     slope = 0.35 * X + 0.2 * Y
