@@ -85,8 +85,8 @@ def _clipped(ordered: F32) -> tuple[float, float]:
 
 
 def _smoothed(cells: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means over ``NOISE_CELLS`` squares."""
-    return np.asarray(ndimage.uniform_filter(cells, NOISE_CELLS, mode="nearest"), float)
+    """Medians over ``NOISE_CELLS`` squares: a bright star's wings in one of them are not the noise of all."""
+    return np.asarray(ndimage.median_filter(cells, NOISE_CELLS, mode="nearest"), float)
 
 
 def _middles(n: int, cells: int) -> NDArray[np.float64]:

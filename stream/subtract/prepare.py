@@ -105,8 +105,8 @@ def _science_pixels(science: ScienceImage) -> tuple[F32, F32]:
     """The science image without its sky, and its variance."""
     new, variance = np.empty(science.data.shape, np.float32), np.empty(science.data.shape, np.float32)
     planes = science.data, science.background.level, science.background.rms
-    images = (np.ascontiguousarray(v, np.float32) for v in planes)
-    blocks.science_pixels(*images, float(science.gain), float(science.background.sigma**2), new, variance)
+    data, level, rms = (np.ascontiguousarray(v, np.float32) for v in planes)
+    blocks.science_pixels(data, level, rms, float(science.gain), float(science.background.sigma**2), new, variance)
     return new, variance
 
 
