@@ -34,7 +34,7 @@ MIN_SNR = 4.5  # of a pixel over the sky, to be looked at: 30 pixels of pure noi
 CERTAIN_FAINT = 8.0
 LOOK_AGAIN = 0.3  # evidence with too much noise, above which the noise is worked out pixel by pixel
 BROAD = 0.5  # sigma more for a broad shape: they are many, and what they find is bright
-MODEL_ERROR = 0.02  # of the brightest pixel of a window: how well the image's own width is known at any place
+MODEL_ERROR = 0.025  # of the brightest pixel of a window: how well the image's own width is known at any place
 PEAK_SNR = 50.0  # of peaks that tell how sharp stars are
 # Charge is followed through pixels that stand GROW_SNR above their surroundings: down from a peak, and over peaks that
 # have their bank's evidence and are not MAX_STEP_UP times as bright as what led to them.
