@@ -33,7 +33,7 @@ TUNED, LOOSEST = 99.5, -0.06
 DEPTH, DEPTH_WIDE, WIDE = 4, 2, 1.9
 # Evidence (sigma of a filter) that makes a hit. Where stars are nearly as sharp as particles a hit has less of it, and
 # more stars are risked: one in some thousand.
-CERTAIN, CERTAIN_NARROW, NARROW = 2.9, 2.6, 1.58
+CERTAIN, CERTAIN_NARROW, NARROW = 3.05, 2.6, 1.58
 BESIDE, BESIDE_NARROW = 0.5, -0.5  # the same of a peak beside a hit, where hardly a star lies
 
 Index = NDArray[np.intp]
