@@ -19,6 +19,7 @@ from scipy.spatial import cKDTree
 from stream.core.compiled import compiled
 from stream.core.pixelmap import PixelMap
 from stream.core.psf import STAMP, PsfModel
+from stream.core.psfread import PsfTable, psf_table, psf_work, read_values
 from stream.core.records import F32, Table
 
 F64 = NDArray[np.float64]
@@ -95,68 +96,20 @@ def paint(image: F32, psf: PsfModel, x: F64, y: F64, flux: F64, where: tuple[F64
     psf_ny, psf_nx = psf.shape
     weights = psf.coefficients(np.clip(own_x[inside], 0, psf_nx - 1), np.clip(own_y[inside], 0, psf_ny - 1))
     weights = np.ascontiguousarray(weights * flux[inside, None], np.float32)
-    grids = np.ascontiguousarray(psf.term_grids(STAMP))
-    _paint(image, grids, weights, np.ascontiguousarray(x[inside]), np.ascontiguousarray(y[inside]), psf.oversample)
+    _paint(image, weights, np.ascontiguousarray(x[inside]), np.ascontiguousarray(y[inside]), psf_table(psf, STAMP))
 
 
 @compiled
-def _taps(t: float, out: F32) -> None:
-    """The four cubic B-spline weights at a fraction."""
-    out[0] = (1 - t) ** 3 / 6
-    out[1] = (4 - 6 * t**2 + 3 * t**3) / 6
-    out[2] = (4 - 6 * (1 - t) ** 2 + 3 * (1 - t) ** 3) / 6
-    out[3] = t**3 / 6
-
-
-@compiled
-def _nodes(weights: F32, grids: F32, low_y: int, low_x: int, out: F32) -> None:
-    """The nodes (k, k) of one star's PSF from (low_y, low_x) on: ``weights`` (n_terms,) of ``grids``; 0 beyond them."""
-    m, span = grids.shape[1], out.shape[0]
-    first, last = max(-low_x, 0), min(m - low_x, span)
-    for j in range(span):
-        line = out[j]
-        line[:] = np.float32(0)
-        if low_y + j < 0 or low_y + j >= m or first >= last:
-            continue
-        inner = line[first:last]
-        for term in range(len(weights)):
-            weight, part = weights[term], grids[term, low_y + j, low_x + first : low_x + last]
-            for i in range(len(inner)):
-                inner[i] += weight * part[i]
-
-
-@compiled
-def _paint(image: F32, grids: F32, weights: F32, xs: F64, ys: F64, oversample: int) -> None:
-    """Add stars whose PSFs are ``weights`` (n, n_terms) of spline coefficients ``grids`` (n_terms, m, m)."""
+def _paint(image: F32, weights: F32, xs: F64, ys: F64, table: PsfTable) -> None:
+    """Add stars whose PSFs are ``weights`` (n, n_terms) of the table's terms."""
     ny, nx = image.shape
-    middle, half = grids.shape[1] // 2, STAMP // 2
-    span = oversample * (STAMP - 1) + 4
-    nodes = np.empty((span, span), np.float32)
-    line, stamp = np.empty(span, np.float32), np.empty(STAMP, np.float32)
-    across, along = np.empty(4, np.float32), np.empty(4, np.float32)
+    half = STAMP // 2
+    work, stamp = psf_work(table), np.empty((STAMP, STAMP), np.float32)
     for k in range(len(xs)):
         ix, iy = math.floor(xs[k] + 0.5), math.floor(ys[k] + 0.5)
-        # Node position of the stamp's first pixel (``PsfModel``).
-        first_x = (-half - (xs[k] - ix)) * oversample + middle
-        first_y = (-half - (ys[k] - iy)) * oversample + middle
-        low_x, low_y = math.floor(first_x), math.floor(first_y)
-        _taps(first_x - low_x, across)
-        _taps(first_y - low_y, along)
-        _nodes(weights[k], grids, low_y - 1, low_x - 1, nodes)
+        read_values(table, weights[k], xs[k] - ix, ys[k] - iy, work, stamp)
         left, right = max(ix - half, 0), min(ix + half + 1, nx)
-        for j in range(STAMP):
-            y = iy - half + j
-            if y < 0 or y >= ny or left >= right:
-                continue
-            n = j * oversample
-            a, b, c, d = nodes[n], nodes[n + 1], nodes[n + 2], nodes[n + 3]
-            for i in range(span):
-                line[i] = (along[0] * a[i] + along[1] * b[i]) + (along[2] * c[i] + along[3] * d[i])
-            for i in range(STAMP):
-                n = i * oversample
-                stamp[i] = (across[0] * line[n] + across[1] * line[n + 1]) + (
-                    across[2] * line[n + 2] + across[3] * line[n + 3]
-                )
-            target, some = image[y, left:right], stamp[left - (ix - half) :]
+        for y in range(max(iy - half, 0), min(iy + half + 1, ny)):
+            target, light = image[y, left:right], stamp[y - iy + half, left - ix + half :]
             for i in range(len(target)):
-                target[i] += some[i]
+                target[i] += light[i]
