@@ -44,5 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group("the night" if of_night else item.nodeid.partition("::")[0]))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse to go on where xdist did not take the groups: each process would make a night of its own."""
+    grouped = getattr(session.config.option, "loadgroup", False)  # a process of xdist, told to keep groups together
+    if grouped and any("@" not in item.nodeid for item in session.items):
+        raise pytest.UsageError("this pytest-xdist does not keep groups of tests together: see constraints.txt")
+
+
 from nights import night, processed, system  # noqa: E402, F401 - fixtures
 from services import broker, kafka, make_topic, prefix, redis_url, settings  # noqa: E402, F401 - fixtures
