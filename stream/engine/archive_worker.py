@@ -2,11 +2,13 @@
 
 It reads the public topics themselves, by pattern, which Faust cannot subscribe to; what it keeps is therefore what a
 broker got, not what we meant to send. A batch is written and then its offsets are committed; a repeat after a crash
-is recognised by candid.
+is recognised by candid. A client that reads nothing while there is something to read (seen once after a broker died)
+does not come back by itself: the worker asks after a silence, and leaves to be started again.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 
@@ -18,7 +20,8 @@ from stream.core.errors import BrokerUnavailable, MessageError, Retriable
 from stream.engine import deadletters, metrics
 from stream.engine.config import Settings
 from stream.engine.heartbeat import Heartbeat
-from stream.engine.kafka import RawMessage, Sender, make_consumer, make_producer, raw_message, translated
+from stream.engine.kafka import RawMessage, Sender, make_admin, make_consumer, make_producer, raw_message, translated
+from stream.engine.lag import Work, lags
 from stream.engine.watchdog import COMMIT_SECONDS, Leave, Watchdog
 
 log = structlog.get_logger(__name__)
@@ -26,6 +29,7 @@ log = structlog.get_logger(__name__)
 # librdkafka matches with POSIX extended expressions, which know no \d.
 ALERT_TOPICS = "^ztf_[0-9]{8}_programid[0-3]$"
 BATCH = 500
+SILENCE_SECONDS = 15.0  # after which it is asked whether there is anything to read; twice in a row is no coincidence
 WAIT_SECONDS = 1.0  # a batch is closed after this long, so that an alert is in the archive a second after it left
 
 
@@ -38,6 +42,14 @@ def next_offsets(messages: Sequence[RawMessage]) -> list[TopicPartition]:
     return [TopicPartition(topic, partition, offset + 1) for (topic, partition), offset in sorted(last.items())]
 
 
+def archive_lag(settings: Settings) -> int:
+    """Packets on the nightly topics that the archive has not dealt with."""
+    admin = make_admin(settings)
+    with translated("looking at topics"):
+        nightly = [name for name in admin.list_topics(timeout=15.0).topics if re.match(ALERT_TOPICS, name)]
+    return lags(settings, {"archive": Work(settings.group("archive"), tuple(nightly))}, admin)["archive"]
+
+
 def _sent(message: RawMessage) -> Sent:
     return Sent(message.value, message.topic, message.partition, message.offset, message.timestamp)
 
@@ -48,6 +60,8 @@ class ArchiveWorker:
     def __init__(self, settings: Settings, heartbeat: Heartbeat | None = None, leave: Leave | None = None) -> None:
         self._heartbeat = heartbeat
         self._watchdog = Watchdog(leave)
+        self._leave = leave
+        self._silent_since, self._behind = time.monotonic(), 0
         self._settings = settings
         self._archive = PacketArchive(ProductStore(settings.store))
         self._letters = Sender(make_producer(settings, "archive-letters"))
@@ -73,7 +87,9 @@ class ArchiveWorker:
         if not self._held:
             self._held = self._read()
         if not self._held:
+            self._after_silence()
             return 0
+        self._silent_since, self._behind = time.monotonic(), 0
         self._keep(self._held)
         doing = "committing the archive's offsets"
         with translated(doing), self._watchdog.limit(doing, COMMIT_SECONDS):
@@ -83,6 +99,15 @@ class ArchiveWorker:
         if self._heartbeat is not None:
             self._heartbeat.note("waiting", done=done)
         return done
+
+    def _after_silence(self) -> None:
+        """Leave if nothing has been read for two silences although there was something after each."""
+        if self._leave is None or time.monotonic() < self._silent_since + SILENCE_SECONDS:
+            return
+        behind = archive_lag(self._settings)
+        if behind and self._behind:
+            self._leave(f"reading alerts: nothing came, {behind} are waiting")
+        self._silent_since, self._behind = time.monotonic(), behind
 
     def _read(self) -> list[RawMessage]:
         with translated("reading alerts"):

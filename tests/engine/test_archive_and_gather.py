@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import threading
+import time
 
 import pytest
 from engine_helpers import wait
@@ -16,7 +17,7 @@ from stream.alert.synthetic import synthetic_batch
 from stream.archive import ProductStore, iterate_packets
 from stream.core.errors import StoreUnavailable
 from stream.core.records import QuadrantReport
-from stream.engine.archive_worker import ArchiveWorker, next_offsets
+from stream.engine.archive_worker import ArchiveWorker, archive_lag, next_offsets
 from stream.engine.deadletters import list_letters
 from stream.engine.gather import NightReader
 from stream.engine.kafka import OutMessage, RawMessage, Sender, make_producer
@@ -81,6 +82,25 @@ def test_what_was_sent_is_kept_once_and_poison_is_no_obstacle(settings, worker, 
     (poison,) = [x for x in letters if x.topic == topic]
     assert (poison.stage, base64.b64decode(poison.value)) == ("message", b"poison")
     assert not [x for x in letters if prefix in x.topic]
+
+
+def test_a_client_that_reads_nothing_while_alerts_wait_is_left(settings, worker, make_topic, monkeypatch):
+    topic = make_topic("ztf_20170814_programid1")
+    monkeypatch.setattr("stream.engine.archive_worker.SILENCE_SECONDS", 0.0)
+    deadline = time.monotonic() + 60
+    while archive_lag(worker._settings) and time.monotonic() < deadline:  # other tests' topics
+        worker.step()
+    left: list[str] = []
+    worker._leave = left.append
+    for _ in range(3):
+        worker.step()
+    assert left == [], "silence alone is no reason"
+    worker._consumer.unsubscribe()  # as deaf as one that hangs
+    publish(settings, topic, list(packets(0, 3).values()))
+    worker.step()
+    assert left == [], "what came this instant is no reason"
+    worker.step()
+    assert left == ["reading alerts: nothing came, 3 are waiting"], "and the supervisor starts another"
 
 
 def test_a_store_that_fails_costs_no_alert(settings, worker, make_topic, tmp_path, monkeypatch):
