@@ -70,7 +70,8 @@ class ArchiveWorker:
             settings,
             f"{settings.group_prefix}-archive",
             "archive",
-            instance_id=f"{settings.group_prefix}-archive-0",
+            # No static membership: a broker that died hands a static member that comes back its old assignment, without
+            # the topics that are new since, however often it is started again.
             # A night's topic appears with its first alert: look for new ones often.
             topic_metadata_refresh_interval_ms=2_000,
         )
