@@ -6,6 +6,7 @@ The broker is shared: other tests' nights are archived and gathered too, so each
 from __future__ import annotations
 
 import base64
+import sys
 import threading
 import time
 
@@ -22,6 +23,7 @@ from stream.engine.deadletters import list_letters
 from stream.engine.gather import NightReader
 from stream.engine.kafka import OutMessage, RawMessage, Sender, make_producer
 from stream.engine.lag import group_lag
+from stream.engine.processes import spawn
 
 pytestmark = pytest.mark.services
 JD = 2458473.02384  # a night of its own: other tests publish on the same broker
@@ -101,6 +103,26 @@ def test_a_client_that_reads_nothing_while_alerts_wait_is_left(settings, worker,
     assert left == [], "what came this instant is no reason"
     worker.step()
     assert left == ["reading alerts: nothing came, 3 are waiting"], "and the supervisor starts another"
+
+
+def test_an_archive_that_was_killed_reads_the_nights_that_are_new_since(settings, make_topic, tmp_path):
+    """A broker hands a static member that comes back its old assignment, at every start: the archive is none."""
+    make_topic("ztf.deadletters", 4)
+    mine = settings.model_copy(update={"store": str(tmp_path / "store")})
+    store = ProductStore(mine.store)
+    argv = [sys.executable, "-m", "stream.cli", "worker", "archive"]
+
+    def archived(topic: str, wanted: dict[int, bytes]) -> None:
+        worker = spawn(argv, env=mine.environment(), log=tmp_path / "archive.log")
+        try:
+            publish(settings, topic, list(wanted.values()))
+            wait(lambda: wanted.keys() <= dict(iterate_packets(store)).keys(), tmp_path / "archive.log", 60.0)
+        finally:
+            worker.kill()  # says nothing to its group
+            worker.wait()
+
+    archived(make_topic("ztf_20170815_programid1"), packets(60, 63))
+    archived(make_topic("ztf_20170816_programid1"), packets(63, 66))
 
 
 def test_a_store_that_fails_costs_no_alert(settings, worker, make_topic, tmp_path, monkeypatch):
