@@ -1,15 +1,15 @@
 """The figures of difference images: a real pair, and a simulated field judged by its truth, beside other programs.
 
     python -m ops.bench.difference [--real IMAGES] [--out DIR] [--field normal,sparse,dense] [--exposures all]
-                                   [--peers 0,6] [--whole] [--sfft-python PYTHON] [--limit SECONDS] [--steps 6]
+                                   [--peers 0,6] [--whole] [--peers-python PYTHON] [--limit SECONDS] [--steps 6]
                                    [--done FILE] [--page MD] [--plot PNG] [--json]
 
 Every row is printed as soon as it is known, and kept in ``--done``: what is in there is not measured again. ``--page``
 writes the table of all exposures as Markdown. ``--real`` is a folder with the two overlapping published images. DIR
 holds the fields of ``ops.bench.fields`` with calibration, catalogues and a reference in ``DIR/FIELD/store``; a field
 without one is left out. ``--peers``: of these exposures, what other methods make of the very same planes, in the middle
-1024 x 1024 px unless ``--whole``: this project's second method, ZOGY with one PSF an image (the arithmetic of
-PyZOGY), and sfft where it is installed. ``--steps``: of these, core-seconds by step.
+1024 x 1024 px unless ``--whole``: this project's second method, and PyZOGY and sfft where they are installed.
+``--steps``: of these, core-seconds by step.
 
 - **empty sky**: mean and standard deviation of S_corr in cells of 256 px away from every true source; beside the share
   of cells inside 0.98 to 1.02 that which noise alone would leave there.
@@ -36,7 +36,7 @@ from unittest.mock import patch
 import numpy as np
 
 from ops.bench.difference_figures import FAINT, Figures, Scene, Sky, figures, scene, score_of
-from ops.bench.difference_peers import NotThereError, plain_zogy, sfft
+from ops.bench.difference_peers import NotThereError, pyzogy, sfft
 from ops.bench.difference_real import real_rows
 from ops.bench.fields import CCD, QID
 from ops.bench.rows import Row
@@ -258,17 +258,17 @@ def peers_of(
         other, seconds = timed(lambda: subtract_by_kernel(science, reference))
         return _ours(other, there, box, seconds)
 
-    def by_plain_zogy() -> Figures:
-        (data, psf), seconds = timed(lambda: plain_zogy(there))
+    def by_pyzogy() -> Figures:
+        data, psf, seconds = pyzogy(there, given.peers_python, given.limit)
         return _peer(data, psf, there, seconds)
 
     def by_sfft() -> Figures:
         half = max(4, round(2 * science.seeing))
-        data, psf, seconds = sfft(there, half, given.sfft_python, given.limit)
+        data, psf, seconds = sfft(there, half, given.peers_python, given.limit)
         return _peer(data, psf, there, seconds)
 
     yield "kernel fit", by_kernel
-    yield "plain ZOGY", by_plain_zogy
+    yield "PyZOGY", by_pyzogy
     yield "sfft", by_sfft
 
 
@@ -310,12 +310,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the fields")
     parser.add_argument("--field", default="normal,sparse,dense", help="with commas")
     parser.add_argument("--exposures", default="all", help="indices of science exposures, with commas")
-    parser.add_argument("--peers", default="", help="of these exposures: kernel fit, plain ZOGY and sfft beside ours")
+    parser.add_argument("--peers", default="", help="of these exposures: kernel fit, PyZOGY and sfft beside ours")
     parser.add_argument("--done", type=Path, help="file of what is measured already, one object a line; added to")
     parser.add_argument("--page", type=Path, help="Markdown with the table of all exposures")
     parser.add_argument("--whole", action="store_true", help="peers on the whole quadrant: minutes")
-    parser.add_argument("--sfft-python", default=sys.executable, help="interpreter that has sfft")
-    parser.add_argument("--limit", type=float, default=300, help="seconds after which sfft is stopped")
+    parser.add_argument("--peers-python", default=sys.executable, help="interpreter that has PyZOGY and sfft")
+    parser.add_argument("--limit", type=float, default=300, help="seconds after which a peer is stopped")
     parser.add_argument("--steps", default="", help="of these exposures: core-seconds of ours by step")
     parser.add_argument("--json", action="store_true", help="one object a line")
     given = parser.parse_args(arguments)
