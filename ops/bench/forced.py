@@ -33,6 +33,7 @@ RA, DEC, FIELD, FID, RCID = 150.0, 20.0, 651, 2, 8
 
 
 def name_of(jd: float) -> str:
+    """Name of the quadrant's exposure that began at ``jd``."""
     return f"ztf_{night_of(jd)}{round((jd - 0.5) % 1 * 1e6) % 1_000_000:06d}_{FIELD:06d}_zr_c03_o_q1"
 
 

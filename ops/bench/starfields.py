@@ -21,6 +21,8 @@ JD_MID = 2459000.75
 
 @dataclass
 class Field:
+    """A simulated field for the solver: what was detected, the catalogue, a guess and the true WCS."""
+
     detections: np.ndarray
     gaia: np.ndarray
     guess: WCS
@@ -30,6 +32,7 @@ class Field:
 
     @property
     def args(self):
+        """What the solver takes."""
         return self.detections, self.gaia, self.guess, JD_MID, self.shape
 
     def errors(self, wcs: WCS, n: int = 9) -> np.ndarray:
