@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.astrometry.tpv import MAX_DEGREE, n_terms, terms
+from stream.core.robust import middle
 
 F64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -104,7 +105,7 @@ def fit_map(
         residuals = target - design[:, : len(coefficients)] @ coefficients
         pull = np.hypot(residuals[:, 0], residuals[:, 1]) * weight
         # The median of a Rayleigh distribution is 1.1774 sigma.
-        scale = float(np.median(pull[used])) / 1.1774
+        scale = middle(pull[used]) / 1.1774
         keep = pull <= CLIP * max(scale, MIN_SCALE)
         if round_ == rounds - 1 or np.count_nonzero(keep) < n_terms(degree) + 2 or np.array_equal(keep, used):
             break

@@ -106,13 +106,14 @@ class Catalogue:
     u: F64
     sigma: F64
     area_ratio: float  # of the region they fill to the image
+    n_around: int  # entries there, of which these are the brightest
 
     def __len__(self) -> int:
         return len(self.u)
 
     def brightest(self, n: int) -> Catalogue:
         """The first ``n``."""
-        return Catalogue(self.ra[:n], self.dec[:n], self.u[:n], self.sigma[:n], self.area_ratio)
+        return Catalogue(self.ra[:n], self.dec[:n], self.u[:n], self.sigma[:n], self.area_ratio, self.n_around)
 
 
 def spread_order(p: F64, half: tuple[float, float], cells: int = 6) -> NDArray[np.int64]:
@@ -130,8 +131,11 @@ def spread_order(p: F64, half: tuple[float, float], cells: int = 6) -> NDArray[n
     return np.argsort(rank, kind="stable")
 
 
-def usable_stars(detections: Table, shape: tuple[int, int]) -> Stars:
-    """Detections with a finite place on the image, ranked by flux (or S/N where there is none)."""
+def usable_stars(detections: Table, shape: tuple[int, int], least_snr: float | None = None) -> Stars:
+    """Detections with a finite place on the image, ranked by flux (or S/N where there is none).
+
+    With ``least_snr`` only those of that S/N whose centroid is trusted.
+    """
     names = detections.dtype.names or ()
     x, y = detections["x"].astype(float), detections["y"].astype(float)
     flux = detections["flux" if "flux" in names else "snr"].astype(float)
@@ -142,23 +146,36 @@ def usable_stars(detections: Table, shape: tuple[int, int]) -> Stars:
         ok = np.isfinite(x) & np.isfinite(y) & (flux > 0)
         ok &= (x > -0.5) & (y > -0.5) & (x < nx - 0.5) & (y < ny - 0.5)
     ok &= np.isfinite(snr)
+    good = (flags.astype(np.int64) & SPOILT) == 0
+    if least_snr is not None:
+        ok &= good & (snr >= least_snr)
     index = np.flatnonzero(ok)
-    index = index[np.lexsort((x[index], y[index], -flux[index]))]
+    index = index[np.argsort(-flux[index], kind="stable")]
     p = np.stack([x[index] - (nx - 1) / 2, y[index] - (ny - 1) / 2], axis=1)
     sigma = np.hypot(FLOOR_PX, CENTROID_PX / np.maximum(snr[index], 1.0))
-    return Stars(p, sigma, snr[index], (flags[index].astype(np.int64) & SPOILT) == 0)
+    return Stars(p, sigma, snr[index], good[index])
 
 
-def catalogue_near(gaia: Table, frame: Frame, jd: float, reach: float) -> Catalogue:
-    """Catalogue stars at ``jd`` that fall within ``reach`` px of the image as guessed."""
-    ra, dec = propagate(gaia, jd, parallax=True)
-    u = frame.of_sky(ra, dec)
+def area_ratio(frame: Frame, reach: float) -> float:
+    """Area within ``reach`` px of the image over the image's own."""
+    return (1 + reach / frame.half[0]) * (1 + reach / frame.half[1])
+
+
+def catalogue_near(gaia: Table, frame: Frame, jd: float, reach: float, most: int) -> Catalogue:
+    """The ``most`` brightest catalogue stars (and those as bright as the last) at ``jd`` within ``reach`` px of the
+    image as guessed."""
+    # By the places as listed: stars that moved over the edge of the reach are missed by nobody.
+    u = frame.of_sky(gaia["ra"].astype(float), gaia["dec"].astype(float))
     with np.errstate(invalid="ignore"):
         inside = (np.abs(u[:, 0]) <= frame.half[0] + reach) & (np.abs(u[:, 1]) <= frame.half[1] + reach)
     index = np.flatnonzero(inside)
-    mag = np.nan_to_num(gaia["phot_g_mean_mag"].astype(float), nan=99.0)[index]
-    index = index[np.lexsort((gaia["source_id"][index], mag))]
+    n_around = len(index)
+    mag = np.nan_to_num(gaia["phot_g_mean_mag"][index].astype(float), nan=99.0)
+    if n_around > most:
+        bright = mag <= np.partition(mag, most - 1)[most - 1]
+        index, mag = index[bright], mag[bright]
+    near = gaia[index[np.lexsort((gaia["source_id"][index], mag))]]
+    ra, dec = propagate(near, jd, parallax=True)
     scale = float(np.sqrt(abs(np.linalg.det(frame.jacobian)))) * 3600.0  # arcsec per px
-    sigma = position_errors(gaia[index], jd) / scale
-    area = (1 + reach / frame.half[0]) * (1 + reach / frame.half[1])
-    return Catalogue(ra[index], dec[index], u[index], sigma, area)
+    sigma = position_errors(near, jd) / scale
+    return Catalogue(ra, dec, frame.of_sky(ra, dec), sigma, area_ratio(frame, reach), n_around)

@@ -28,7 +28,7 @@ def pixel_of(astrometry: Astrometry, ra: ArrayLike, dec: ArrayLike) -> tuple[F64
         # The field changes by a thousandth of itself over its own size: one step is enough, a second is for show.
         u, v = x, y
         for _ in range(2):
-            dx, dy, *_ = astrometry.displacement.at(u, v)
+            dx, dy = astrometry.displacement.shift(u, v)
             u, v = x - dx.reshape(x.shape), y - dy.reshape(y.shape)
         x, y = u, v
     return x, y

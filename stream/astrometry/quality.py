@@ -9,6 +9,7 @@ from stream.astrometry.fit import cell_counts
 from stream.core.camera import FULL
 from stream.core.flags import Info
 from stream.core.records import Astrometry
+from stream.core.robust import middle
 
 F64 = NDArray[np.float64]
 
@@ -87,7 +88,7 @@ def worst_cell_residual(x: F64, y: F64, residuals: F64) -> float:
     row = np.clip(((y + 1) / 2 * GRID).astype(int), 0, GRID - 1)
     length = np.hypot(residuals[:, 0], residuals[:, 1])
     cell = row * GRID + column
-    return max((float(np.median(length[cell == c])) for c in np.unique(cell)), default=0.0)
+    return max((middle(length[cell == c]) for c in np.unique(cell)), default=0.0)
 
 
 def wcs_cards(astrometry: Astrometry) -> dict[str, float | int | str]:

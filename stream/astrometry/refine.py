@@ -71,8 +71,7 @@ def refine(
         With ``displacement``, ``centroid``, ``refraction`` and ``colour_sigma``; ``first`` itself where fewer than
         ``MIN_PAIRS`` pair.
     """
-    stars = usable_stars(sources, shape)
-    stars = stars[stars.good & (stars.snr >= MIN_FIT_SNR)]
+    stars = usable_stars(sources, shape, MIN_FIT_SNR)
     if len(stars) > MAX_STARS:
         order, half = spread_order(stars.p, (shape[1] / 2, shape[0] / 2)), MAX_STARS // 2
         # The brightest carry the map, a sample of all others tells how good a place is.

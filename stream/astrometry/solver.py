@@ -25,6 +25,7 @@ from stream.astrometry.lists import (
     Catalogue,
     Frame,
     Stars,
+    area_ratio,
     catalogue_near,
     frame_of,
     spread_order,
@@ -62,7 +63,10 @@ FEW_PAIRS = 60
 # A cell of a 3 x 3 grid is asked whether it matches if it has so many stars; so large a share must.
 MIN_CELL_STARS = 8
 MIN_CELL_SHARE = 2 / 3
-MAX_FIT_STARS = 2000  # more do not make the fit better than its systematic floor; ``refine`` takes all
+# Evenly spread, more do not bring the map nearer than a fiftieth of a pixel; ``refine`` takes all.
+MAX_FIT_STARS = 800
+LONGEST_LIST = 1500  # of detections that vote
+DEEPER = 1.5  # catalogue stars a detection that are looked at, so that nearly all of them have their own among them
 CLEAR_PEAK = 20.0  # Poisson sigma: chance peaks of a whole search stay below 8
 # Hypotheses from lists longer than this product come too late to be of use to anybody (over a second).
 MAX_VOTES = 3_000_000
@@ -125,7 +129,7 @@ def solve(detections: Table, gaia: Table, guess: WCS, jd_mid: float, shape: tupl
     reach = REACH_ARCSEC / scale
     stars = usable_stars(detections, shape)
     margin = (REACH_SCALE + reach_rotation(frame.dec0)) * frame.half_diagonal
-    catalogue = catalogue_near(gaia, frame, jd_mid, reach + margin)
+    catalogue = catalogue_near(gaia, frame, jd_mid, reach + margin, _depth(stars, area_ratio(frame, reach + margin)))
     best: Match | None = None
     if len(stars) >= MIN_PAIRS and len(catalogue) >= MIN_PAIRS:
         for match in _hypotheses(stars, catalogue, frame, reach):
@@ -134,12 +138,12 @@ def solve(detections: Table, gaia: Table, guess: WCS, jd_mid: float, shape: tupl
             if convincing(match, frame):
                 return _finish(match, frame, shape)
     raise AstrometryError(
-        f"no trustworthy match: {len(stars)} usable detections, {len(catalogue)} Gaia stars around, "
+        f"no trustworthy match: {len(stars)} usable detections, {catalogue.n_around} Gaia stars around, "
         f"{0 if best is None else len(best.i)} paired at best (log10 of chance "
         f"{0.0 if best is None else best.log_chance:.1f}, needed {LOG_CHANCE_LIMIT:.0f}): wrong pointing, clouds or "
         "trailed stars",
         n_detections=len(stars),
-        n_gaia=len(catalogue),
+        n_gaia=catalogue.n_around,
         n_matched=0 if best is None else len(best.i),
         log_chance=0.0 if best is None else round(best.log_chance, 2),
     )
@@ -167,6 +171,12 @@ def _hypotheses(stars: Stars, catalogue: Catalogue, frame: Frame, reach: float) 
                 break  # that was all of it
 
 
+def _depth(stars: Stars, ratio: float) -> int:
+    """Catalogue stars that ``_levels`` and ``_grow`` can ask for, in an area so many times the image's."""
+    deepest = int(np.flatnonzero(stars.good)[:500].max(initial=0)) + 1
+    return math.ceil(DEEPER * ratio * (max(deepest, LONGEST_LIST) + 20))
+
+
 def _levels(stars: Stars, catalogue: Catalogue, frame: Frame) -> Iterator[tuple[Stars, Catalogue]]:
     """Pairs of lists of like depth to vote with.
 
@@ -183,7 +193,7 @@ def _levels(stars: Stars, catalogue: Catalogue, frame: Frame) -> Iterator[tuple[
         (trusted[:150], int(trusted[:150].max(initial=0)) + 1),
         (evenly[:200], 200),
         (trusted[:500], int(trusted[:500].max(initial=0)) + 1),
-        (evenly[:1500], 1500),
+        (evenly[:LONGEST_LIST], LONGEST_LIST),
     ):
         if len(index) < MIN_PAIRS:
             continue
@@ -219,7 +229,7 @@ def _grow(
     catalogue = everything[1]
     for share, degree, radius in ((4, 3, 4.0), (1, 4, 3.0)):
         part = stars[: max(len(stars) // share, min(len(stars), 300))]
-        depth = catalogue.brightest(math.ceil(1.5 * catalogue.area_ratio * (len(part) + 20)))
+        depth = catalogue.brightest(math.ceil(DEEPER * catalogue.area_ratio * (len(part) + 20)))
         predicted = _map(fit, part, frame)
         next_fit = _pair_and_fit(part, depth, predicted, frame, degree, radius)
         if next_fit is None:

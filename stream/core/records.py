@@ -235,7 +235,7 @@ class Astrometry:
         if xs.size == 0:
             return np.empty(xs.shape), np.empty(xs.shape)
         if self.displacement is not None:
-            dx, dy, *_ = self.displacement.at(xs, ys)
+            dx, dy = self.displacement.shift(xs, ys)
             xs, ys = xs + dx.reshape(xs.shape), ys + dy.reshape(ys.shape)
         ra, dec = self.wcs.all_pix2world(xs, ys, 0)
         return ra, dec

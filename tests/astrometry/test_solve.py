@@ -54,8 +54,8 @@ def test_accuracy_of_a_rich_field_is_a_few_mas():
     assert np.median(errors) < 0.010
     assert errors.max() < 0.060  # the corners
     assert solution.infobits == 0
-    # What was put in: 20 mas floor and 1 px / SNR.
-    assert 0.03 < solution.rms_ra < 0.09
+    # What was put in: 20 mas floor and 1 px / SNR, of the brightest stars of every part of the image.
+    assert 0.018 < solution.rms_ra < 0.09
     assert solution.wcs.wcs.crpix.tolist() == [1536.5, 1540.5]
     again = solve(*field.args)
     assert wcs_cards(again) == wcs_cards(solution)
