@@ -147,12 +147,13 @@ def robust_fit(stars: Calibrators, surface: F64, fid: int, degree: int) -> Fit:
     empty = np.zeros(0)
     fit = Fit(empty, empty, np.ones(len(stars.difference), bool), start, pivot, degree)
     fit = _solve(stars, surface, fit, fid, degree)
-    for _ in range(10):
+    for turn in range(10):
         residual = stars.difference - _model(stars, surface, fit)
         centre = float(np.median(residual[fit.kept]))
         error = np.hypot(stars.error, excess_scatter(residual[fit.kept] - centre, stars.error[fit.kept]))
         kept = np.abs(residual - centre) < CLIP * error
-        if kept.sum() < MIN_MATCHES or np.array_equal(kept, fit.kept):
+        # The first turn only guessed the scatter: its weights are none even where it left nobody out.
+        if kept.sum() < MIN_MATCHES or (turn and np.array_equal(kept, fit.kept)):
             break
         fit = _solve(stars, surface, replace(fit, kept=kept, error=error), fid, degree)
     return fit

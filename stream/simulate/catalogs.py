@@ -21,6 +21,7 @@ Table = NDArray[np.void]
 GAIA_LIMIT = 20.9
 PS1_LIMITS = (22.8, 22.8, 22.5, 21.7)  # g, r, i, z of the mean catalogue
 PS1_EPOCH = 2012.5
+PS1_IDENTIFIERS = 110_000_000_000_000_000  # objID less truth_id
 PS1_ASTROMETRY = 15.0  # mas, floor per axis
 BRIGHT_LIMIT = 11.5  # V
 
@@ -67,7 +68,7 @@ def ps1_table(plan: NightPlan, sky: Table) -> Table:
     sky, measured, error, seen, galaxy = sky[kept], measured[kept], error[kept], seen[kept], galaxy[kept]
     n = len(sky)
     out = np.zeros(n, PS1_DTYPE)
-    out["objID"] = 110_000_000_000_000_000 + sky["truth_id"]
+    out["objID"] = PS1_IDENTIFIERS + sky["truth_id"]
     years = PS1_EPOCH - REF_EPOCH
     scatter = np.hypot(PS1_ASTROMETRY, 300.0 * error[:, 1])  # mas
     cosine = np.cos(np.radians(sky["dec"]))

@@ -13,6 +13,7 @@ from stream.core.flags import Mask
 from stream.core.records import PS1_DTYPE, SOURCE_DTYPE, Table
 from stream.core.zeropointmap import map_cards, read_map
 from stream.photometry import fit_zeropoint, match_calibrators
+from stream.photometry.zeropoint import ZEROPOINT_FLOOR
 
 F64 = NDArray[np.float64]
 ZP, CLR, RA, DEC = 26.2, {1: -0.055, 2: 0.115, 3: 0.19}, 151.0, 33.0
@@ -59,16 +60,22 @@ def test_zero_point_and_colour_term_are_found(fid: int) -> None:
     assert zp.zpclrcov < 0  # bluer zero point, steeper slope
 
 
-def test_errors_are_true() -> None:
-    """Over many images the zero point scatters as its error says; at the mean colour it is good to a few mmag."""
+@pytest.mark.parametrize(("n", "scatter"), [(150, 0.0), (150, 0.01), (500, 0.003)])
+def test_errors_are_true(n: int, scatter: float) -> None:
+    """Over many images, each with a catalogue of its own errors, the zero point scatters as its error without the floor
+    says, whatever stars scatter beyond their errors."""
     pulls, clr_pulls = [], []
-    for seed in range(60):
-        zp = fit_zeropoint(*tables(150, 1, seed=100 + seed), 1)
-        pulls.append((zp.magzp - ZP) / zp.magzpunc)
+    for seed in range(120):
+        sources, ps1 = tables(n, 1, seed=100 + seed, scatter=scatter)
+        rng = np.random.default_rng(900 + seed)
+        for band in "gri":
+            ps1[f"{band}MeanPSFMag"] += ps1[f"{band}MeanPSFMagErr"] * rng.normal(size=n)
+        zp = fit_zeropoint(sources, ps1, 1)
+        pulls.append((zp.magzp - ZP) / np.sqrt(zp.magzpunc**2 - ZEROPOINT_FLOOR**2))
         clr_pulls.append((zp.clrcoeff - CLR[1]) / zp.clrcounc)
-    assert 0.6 < np.std(pulls) < 1.3
-    assert 0.6 < np.std(clr_pulls) < 1.3
-    assert abs(np.mean(pulls)) < 0.5
+    assert 0.75 < np.sqrt(np.mean(np.square(pulls))) < 1.2
+    assert 0.75 < np.sqrt(np.mean(np.square(clr_pulls))) < 1.2
+    assert abs(np.mean(pulls)) < 0.3
 
 
 def test_outliers_galaxies_and_defects_do_not_matter() -> None:
