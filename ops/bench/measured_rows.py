@@ -343,7 +343,8 @@ def lines(field_name: str, frames: Sequence[Frame]) -> list[Line]:
     zp = zeropoint_figures(frames)
     add("zero point against truth, worst", "10 mmag", {OURS: zp["worst"]}, "{:.1f} mmag", lambda v: v <= 10,
         f"r.m.s. {zp['rms']:.1f} mmag, of pulls, the catalogue's errors drawn anew, {zp['pull']:.2f}; "
-        f"between exposures, whose calibrators are the same, {zp['between']:.1f} mmag; MAGZPRMS {zp['magzprms']:.0f} mmag")  # fmt: skip
+        f"between exposures, whose calibrators are the same, {zp['between']:.1f} mmag; "
+        f"MAGZPRMS {zp['magzprms']:.0f} mmag")  # fmt: skip
     add("flux pulls S/N 5 to 100, robust sigma", "0.95 to 1.10", of(flux, "pull"), "{:.3f}",
         lambda v: 0.95 <= v <= 1.10, "fluxes through the zero-point map")  # fmt: skip
     own = flux.get(OURS, {})
