@@ -11,6 +11,7 @@ from stream.core.compiled import compiled
 from stream.core.records import F32
 
 C64 = NDArray[np.complex64]
+_ROWS = 64  # of a transform at a time: they stay in the processor's cache
 
 
 @compiled
@@ -56,65 +57,87 @@ def pairs(image: F32, y0: int, x0: int, out: F32) -> None:
 
 
 @compiled
-def combine(new: C64, new_kernel: C64, reference: C64, reference_kernel: C64, out: C64) -> None:
-    """D's transform; all of one shape."""
-    for j in range(out.shape[0]):
-        for i in range(out.shape[1]):
-            out[j, i] = new[j, i] * new_kernel[j, i] - reference[j, i] * reference_kernel[j, i]
-
-
-@compiled
-def add_surface(part: F32, coefficients: F32, columns: F32, out: F32) -> None:
-    """Add ``part`` times a cubic: row j's value at column i is the sum of ``coefficients[j, k] columns[i]^k``."""
+def modulate(part: F32, coefficients: F32, columns: F32, out: F32) -> None:
+    """``part`` times a cubic: row j's value at column i is the sum of ``coefficients[j, k] columns[i]^k``."""
     for j in range(out.shape[0]):
         a, b, c, d = coefficients[j, 0], coefficients[j, 1], coefficients[j, 2], coefficients[j, 3]
-        some, total = part[j], out[j]
-        for i in range(len(total)):
+        some, own = part[j], out[j]
+        for i in range(len(own)):
             u = columns[i]
-            total[i] += (a + u * (b + u * (c + u * d))) * some[i]
+            own[i] = (a + u * (b + u * (c + u * d))) * some[i]
+
+
+def combine(parts: C64, kernels: C64, matched: C64) -> None:
+    """The transforms of D and S, in place of those of the two images: D^ is the sum of all ``parts`` (n, rows, columns)
+    times their ``kernels``, S^ that times ``matched``. (Products of complex numbers are faster in numpy.)"""
+    for j in range(0, parts.shape[1], _ROWS):
+        rows = slice(j, j + _ROWS)
+        some = parts[:, rows]
+        some *= kernels[:, rows]
+        for more in some[1:]:
+            some[0] += more
+        np.multiply(some[0], matched[rows], out=some[1])
 
 
 @compiled
-def add_errors(variance: F32, least: float, slopes: F32, errors: F32, y0: int, x0: int) -> None:
+def add_errors(
+    variance: F32, least: float, slopes: F32, errors: F32, rows: F32, x0: int, psf_error: float
+) -> None:
     """Keep a variance above ``least`` and add that of uncertain places and PSFs, in place.
 
-    ``slopes`` (3, n, n): of the reference's part of S along x and y, and itself; ``errors`` (3, rows, columns): what
-    each is uncertain by, from (y0, x0) on.
+    ``slopes`` (3, n, n): of the reference's part of S along x and y, and itself. ``errors`` (2, n_nodes, columns): what
+    the places are uncertain by on some rows, from column ``x0`` on; ``rows`` (n,): where the variance's lie among these,
+    linear between. ``psf_error``: of the reference's part itself.
     """
-    floor = np.float32(least)
+    floor, doubt = np.float32(least), np.float32(psf_error)
     n = variance.shape[1]
+    last = max(errors.shape[1] - 2, 0)
     for j in range(variance.shape[0]):
+        node = min(int(rows[j]), last)
+        part = rows[j] - np.float32(node)
+        other = min(node + 1, errors.shape[1] - 1)
         total = variance[j]
         x_slope, y_slope, light = slopes[0, j], slopes[1, j], slopes[2, j]
-        x_error, y_error = errors[0, y0 + j, x0 : x0 + n], errors[1, y0 + j, x0 : x0 + n]
-        psf_error = errors[2, y0 + j, x0 : x0 + n]
+        x_low, y_low = errors[0, node, x0 : x0 + n], errors[1, node, x0 : x0 + n]
+        x_high, y_high = errors[0, other, x0 : x0 + n], errors[1, other, x0 : x0 + n]
         for i in range(n):
-            along, across, own = x_slope[i] * x_error[i], y_slope[i] * y_error[i], light[i] * psf_error[i]
+            along = x_slope[i] * (x_low[i] + part * (x_high[i] - x_low[i]))
+            across = y_slope[i] * (y_low[i] + part * (y_high[i] - y_low[i]))
+            own = light[i] * doubt
             total[i] = max(total[i], floor) + (along * along + across * across + own * own)
 
 
 @compiled
-def divide(score: F32, variance: F32, y0: int, x0: int, out_score: F32, out: F32) -> None:
-    """S and S over its noise from (y0, x0) of a block on; the variance is that of 2 x 2 pixels, bilinear between."""
-    ny, nx = out.shape
+def place(
+    images: F32, variance: F32, origin: tuple[int, int], box: tuple[int, int, int, int], data: F32, score: F32, scorr: F32
+) -> None:
+    """A block's D, S and S over its noise into whole images.
+
+    ``images`` (2, n, n): D and S from the pixel ``origin`` (y, x) on; ``box`` y0, y1, x0, x1: what of it is wanted.
+    ``variance`` (n / 2, n / 2) is that of 2 x 2 pixels, bilinear between.
+    """
+    oy, ox = origin
+    y0, y1, x0, x1 = box
     n_y, n_x = variance.shape
     near, far = np.float32(0.75), np.float32(0.25)
     wide = np.empty(2 * n_x, np.float32)
     line = np.empty(n_x + 2, np.float32)
-    for j in range(ny):
-        y = y0 + j
-        this, other = variance[y // 2], variance[min(max(y // 2 + (1 if y % 2 else -1), 0), n_y - 1)]
-        inner = line[1 : n_x + 1]
+    left, inner, right = line[:n_x], line[1 : n_x + 1], line[2:]
+    for y in range(y0, y1):
+        v = y - oy
+        this, other = variance[v // 2], variance[min(max(v // 2 + (1 if v % 2 else -1), 0), n_y - 1)]
         for i in range(n_x):
             inner[i] = near * this[i] + far * other[i]
         line[0], line[n_x + 1] = line[1], line[n_x]
         for i in range(n_x):
-            wide[2 * i] = near * line[i + 1] + far * line[i]
-            wide[2 * i + 1] = near * line[i + 1] + far * line[i + 2]
-        some, noise, own, scaled = score[y, x0 : x0 + nx], wide[x0 : x0 + nx], out_score[j], out[j]
-        for i in range(nx):
+            wide[2 * i] = near * inner[i] + far * left[i]
+            wide[2 * i + 1] = near * inner[i] + far * right[i]
+        some, matched, noise = images[0, v, x0 - ox : x1 - ox], images[1, v, x0 - ox : x1 - ox], wide[x0 - ox : x1 - ox]
+        own, s, c = data[y, x0:x1], score[y, x0:x1], scorr[y, x0:x1]
+        for i in range(len(own)):
             own[i] = some[i]
-            scaled[i] = some[i] / math.sqrt(noise[i])
+            s[i] = matched[i]
+            c[i] = matched[i] / math.sqrt(noise[i])
 
 
 @compiled

@@ -10,7 +10,7 @@ frequency: its noise is correlated, and with T in ``den`` the difference's is wh
 pr(x) instead, a star of flux 1 leaves ``m(x) = kn * pn(x) - kr * pr(x)`` in D. That is a small smooth function of
 place; a few components M_j with polynomials c_j(x) hold it, and
 
-    D  ->  D - sum_j c_j(x) (G_j * R),   G_j^ = M_j^ / Pr^
+    D  ->  D - sum_j G_j * (c_j R),   G_j^ = M_j^ / Pr^
 
 takes it out: every star of the reference is matched with the PSFs of its own place, without tiles, and a new source
 (which is not in R) appears as ``kn * pn(x)``, P_D at any place. That kn is made of the mean PSFs costs the square

@@ -23,14 +23,10 @@ from scipy import fft
 
 from stream.core.records import F32
 from stream.subtract import blocks
-from stream.subtract.kernels import DEGREE, REACH, Kernels, embedded
+from stream.subtract.kernels import DEGREE, REACH, Kernels
 
 C64 = NDArray[np.complex64]
-BLOCK = 616  # px, wished; with twice the reach of the kernels 672 = 2^5 3 7
-# The kernels' variation is worked out on a grid of 3/4 as many pixels where P_D has lost this share of its amplitude at
-# a third of a cycle per pixel (seeing above 3.3 px).
-_COARSE = 3, 4
-_WIDE = 0.05
+BLOCK = 514  # px, wished; with twice the reach of the kernels 576 = 2^6 3^2, the fastest a pixel that is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +85,9 @@ def _starts(n: int) -> NDArray[np.int64]:
 
 
 def _size(core: int) -> int:
-    """A fast size for a block with its margins, divisible by 8."""
+    """A fast size for a block with its margins, an even number."""
     n = core + 2 * REACH
-    while n % 8 or fft.next_fast_len(n, real=True) != n or fft.next_fast_len(3 * n // 4, real=True) != 3 * n // 4:
+    while n % 2 or fft.next_fast_len(n, real=True) != n or fft.next_fast_len(n // 2, real=True) != n // 2:
         n += 1
     return n
 
@@ -101,23 +97,21 @@ class _Plan:
 
     def __init__(self, n: int, kernels: Kernels, shape: tuple[int, int], errors: Errors) -> None:
         self.n, self.shape, self.trend = n, shape, kernels.trend
-        self.new, self.reference = _spectrum(kernels.new, n), _spectrum(kernels.reference, n)
-        psf = _spectrum(kernels.psf, n)
-        self.matched = np.conj(psf)
-        self.coarse = n * _COARSE[0] // _COARSE[1] if abs(psf[0, n // 3]) < _WIDE else n
-        soft = _roll_off(self.coarse)
-        self.variation = [_cut(_spectrum(g, n), self.coarse) * soft for g in kernels.variation]
-        self.fade = _fade(self.coarse, n)
+        both = kernels.new, -kernels.reference
+        self.kernels = np.stack([_spectrum(k, n) for k in (*both, *(-g for g in kernels.variation))])
+        self.matched = np.conj(_spectrum(kernels.psf, n))
         half = n // 2
         self.squares = [_spectrum(_paired(k**2), half) for k in (kernels.score_new, kernels.score_reference)]
         fy, fx = fft.fftfreq(half)[:, None] / 2, fft.rfftfreq(half) / 2  # cycles per pixel of the image
         # The light comes as means of 2 x 2 pixels, which have this much of it.
-        share = _cut(self.matched * self.reference, half) / (np.cos(np.pi * fy) * np.cos(np.pi * fx))
+        share = _cut(-self.matched * self.kernels[1], half) / (np.cos(np.pi * fy) * np.cos(np.pi * fx))
         share *= _roll_off(half)
-        self.slopes = [(share * f).astype(np.complex64) for f in (2j * np.pi * fx, 2j * np.pi * fy, 1.0)]
+        self.slopes = np.stack([(share * f).astype(np.complex64) for f in (2j * np.pi * fx, 2j * np.pi * fy, 1.0)])
         self.least = 0.25 * (kernels.score_new**2).sum(), 0.25 * (kernels.score_reference**2).sum()
-        self.errors = _errors_of_pairs(errors, shape, n)
-        self.images = [np.empty((n, n), np.float32) for _ in range(2)]
+        self.psf_error = float(errors.psf)
+        self.errors = _errors_on_rows(errors, shape, n)
+        self.error_rows = _nodes_below(errors.ys, shape[0], n)
+        self.parts = np.empty((len(self.kernels), n, n), np.float32)
         self.small = np.empty((3, half, half), np.float32)
 
     def run(self, planes: Planes, out: Proper, box: tuple[int, int, int, int]) -> None:
@@ -125,39 +119,23 @@ class _Plan:
         y0, y1, x0, x1 = box
         # An even margin, so that pairs of pixels are the same pairs in all blocks.
         oy, ox = ((start - (self.n - (end - start)) // 2) // 2 * 2 for start, end in ((y0, y1), (x0, x1)))
-        for image, into in zip((planes.new, planes.reference), self.images, strict=True):
+        for image, into in zip((planes.new, planes.reference), self.parts, strict=False):
             blocks.window(image, oy, ox, into)
-        new, reference = (fft.rfft2(w, workers=1) for w in self.images)
-        blocks.combine(new, self.new, reference, self.reference, new)
-        self._correct(new, reference, (oy, ox))
-        score = new * self.matched
-        inner = np.s_[y0 - oy : y1 - oy, x0 - ox : x1 - ox]
-        target = np.s_[y0:y1, x0:x1]
-        shape = self.n, self.n
-        out.difference[target] = fft.irfft2(new, s=shape, workers=1, overwrite_x=True)[inner]
+        self._modulate(oy, ox)
+        transforms = fft.rfft2(self.parts, workers=1)
+        blocks.combine(transforms, self.kernels, self.matched)
+        both = fft.irfft2(transforms[:2], s=(self.n, self.n), workers=1, overwrite_x=True)
         variance = self._variance(planes, (oy, ox))
-        s = fft.irfft2(score, s=shape, workers=1, overwrite_x=True)
-        blocks.divide(s, variance, y0 - oy, x0 - ox, out.score[target], out.scorr[target])
+        blocks.place(both, variance, (oy, ox), box, out.difference, out.score, out.scorr)
 
-    def _correct(self, difference: C64, reference: C64, origin: tuple[int, int]) -> None:
-        """Take out what the variation of the PSFs leaves of the reference's sources, in place."""
-        if not self.variation:
+    def _modulate(self, oy: int, ox: int) -> None:
+        """The reference times the polynomials of the PSFs' variation, beside the two images."""
+        if len(self.parts) == 2:
             return
-        m = self.coarse
-        some = reference if m == self.n else _cut(reference, m)
-        step = self.n / m
-        y, x = (np.asarray(o + step * np.arange(m), np.float64) for o in origin)
+        y, x = (np.arange(o, o + self.n, dtype=float) for o in (oy, ox))
         rows, columns = _scaled(y, x, self.shape)
-        total = np.zeros((m, m), np.float32)
-        for kernel, trend in zip(self.variation, self.trend, strict=True):
-            part = fft.irfft2(some * kernel, s=(m, m), workers=1, overwrite_x=True)
-            blocks.add_surface(part, _rows_of(trend, rows), columns, total)
-        total *= self.fade
-        part = fft.rfft2(total, workers=1)
-        if m == self.n:
-            difference -= part
-        else:
-            _subtract_cut(difference, part, m)
+        for part, trend in zip(self.parts[2:], self.trend, strict=False):
+            blocks.modulate(self.parts[1], _rows_of(trend, rows), columns, part)
 
     def _variance(self, planes: Planes, origin: tuple[int, int]) -> F32:
         """V(S) + V_ast + V_psf at every second pixel."""
@@ -166,30 +144,43 @@ class _Plan:
         for image, into in zip((planes.new_variance, planes.reference_variance, light), self.small, strict=True):
             blocks.pairs(image, *origin, into)
         least = sum(float(np.median(v[::8, ::8])) * s for v, s in zip(self.small, self.least, strict=False))
-        new, reference, seen = (fft.rfft2(v, workers=1) for v in self.small)
+        new, reference, seen = fft.rfft2(self.small, workers=1)
         new *= self.squares[0]
-        new += reference * self.squares[1]
+        reference *= self.squares[1]
+        new += reference
         variance: F32 = fft.irfft2(new, s=(half, half), workers=1, overwrite_x=True)
-        for slope, into in zip(self.slopes, self.small, strict=True):
-            into[...] = fft.irfft2(seen * slope, s=(half, half), workers=1, overwrite_x=True)
+        slopes = fft.irfft2(self.slopes * seen, s=(half, half), workers=1, overwrite_x=True)
+        first, column = ((o + self.n) // 2 for o in origin)
+        rows = self.error_rows[first : first + half]
         # Rounding beside a very bright star must not make a variance vanish.
-        blocks.add_errors(variance, least, self.small, self.errors, *((o + self.n) // 2 for o in origin))
+        blocks.add_errors(variance, least, slopes, self.errors, rows, column, self.psf_error)
         return variance
 
 
-def _errors_of_pairs(errors: Errors, shape: tuple[int, int], n: int) -> F32:
-    """Registration errors in x and y and that of the PSFs for every 2 x 2 pixels, (3, rows, columns) from -n on."""
-    ny, nx = shape
-    y, x = (np.arange(-n, size + n, 2, dtype=float) + 0.5 for size in (ny, nx))
-    out = np.empty((3, len(y), len(x)), np.float32)
-    for k, grid in enumerate((errors.dx, errors.dy)):
-        out[k] = _bilinear(grid, errors, y, x)
-    out[2] = errors.psf
-    return out
+def _errors_on_rows(errors: Errors, shape: tuple[int, int], n: int) -> F32:
+    """Registration errors in x and y on the rows of their nodes for every two columns, (2, n_y, columns) from -n on."""
+    at = _nodes_below(errors.xs, shape[1], n)
+    low = np.minimum(at.astype(np.intp), max(len(errors.xs) - 2, 0))
+    high, part = np.minimum(low + 1, len(errors.xs) - 1), at - low.astype(np.float32)
+    out: F32 = np.stack([g[:, low] + part * (g[:, high] - g[:, low]) for g in (errors.dx, errors.dy)])
+    return np.ascontiguousarray(out, np.float32)
+
+
+def _nodes_below(nodes: NDArray[np.float64], size: int, n: int) -> F32:
+    """Where every two pixels from -n to n beyond the image lie among the nodes; beyond these the outermost."""
+    places = np.arange(-n, size + n, 2, dtype=float) + 0.5
+    return np.interp(places, nodes, np.arange(len(nodes))).astype(np.float32)
 
 
 def _spectrum(kernel: NDArray[np.float64], n: int) -> C64:
-    out: C64 = np.asarray(fft.rfft2(embedded(kernel, n)), np.complex64)
+    """Transform (n, n / 2 + 1) of a small image whose middle pixel is the origin."""
+    half = kernel.shape[0] // 2
+    index = np.arange(-half, half + 1)
+    lines = np.zeros((len(index), n), np.float32)
+    lines[:, index] = kernel
+    plane = np.zeros((n, n // 2 + 1), np.complex64)
+    plane[index] = fft.rfft(lines, axis=1, workers=1)  # all other rows are zero
+    out: C64 = fft.fft(plane, axis=0, workers=1, overwrite_x=True)
     return out
 
 
@@ -201,15 +192,6 @@ def _roll_off(m: int) -> F32:
     return out
 
 
-def _fade(m: int, n: int) -> F32:
-    """Weights that fall to nothing towards the border of a block, inside its margin: a source that the border cuts
-    would ring through the block on its way back to the fine grid."""
-    away = np.minimum(np.arange(m), np.arange(m)[::-1]) * (n / m)
-    side = np.sin(0.5 * np.pi * np.clip(away / (REACH - 4), 0, 1)) ** 2
-    out: F32 = np.outer(side, side).astype(np.float32)
-    return out
-
-
 def _cut(plane: C64, m: int) -> C64:
     """The low frequencies of a half plane, those of an (m, m) image of the same field; the highest are zero."""
     low = m // 2
@@ -217,13 +199,6 @@ def _cut(plane: C64, m: int) -> C64:
     out[low] = 0
     out[:, low] = 0
     return out
-
-
-def _subtract_cut(plane: C64, part: C64, m: int) -> None:
-    """Subtract low frequencies that ``_cut`` took out, in place."""
-    low = m // 2
-    plane[:low, :low] -= part[:low, :low]
-    plane[-low + 1 :, :low] -= part[low + 1 :, :low]
 
 
 def _paired(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -254,18 +229,3 @@ def _rows_of(trend: NDArray[np.float64], rows: F32) -> F32:
         square[q, p] = value
     out: F32 = rows @ square
     return out
-
-
-def _bilinear(grid: F32, errors: Errors, y: NDArray[np.float64], x: NDArray[np.float64]) -> F32:
-    """A coarse map on the grid of rows ``y`` and columns ``x``; beyond it the edge's values."""
-    weights = []
-    for nodes, places in ((errors.ys, y), (errors.xs, x)):
-        at = np.interp(places, nodes, np.arange(len(nodes)))
-        low = np.minimum(at.astype(int), max(len(nodes) - 2, 0))
-        part: F32 = (at - low).astype(np.float32)
-        matrix: F32 = np.zeros((len(places), len(nodes)), np.float32)
-        row = np.arange(len(places))
-        matrix[row, low] = 1 - part
-        np.add.at(matrix, (row, np.minimum(low + 1, len(nodes) - 1)), part)
-        weights.append(matrix)
-    return np.asarray(weights[0] @ grid @ weights[1].T, np.float32)

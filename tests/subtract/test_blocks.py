@@ -24,33 +24,41 @@ def test_windows_go_on_as_mirror_images(y0: int, x0: int) -> None:
 
 def test_sums_of_a_block() -> None:
     rng = np.random.default_rng(2)
-    n, r = (rng.normal(0, 1, (20, 11)) + 1j * rng.normal(0, 1, (20, 11)) for _ in range(2))
-    kn, kr, out = 2 * n + r, n - r, np.empty((20, 11), np.complex64)
-    args = [np.asarray(v, np.complex64) for v in (n, kn, r, kr)]
-    blocks.combine(*args, out)
-    assert np.allclose(out, n * kn - r * kr, rtol=1e-5, atol=1e-5)
-    part, total = (rng.normal(0, 1, (20, 30)).astype(np.float32) for _ in range(2))
+    parts, kernels = (rng.normal(0, 1, (3, 130, 11)) + 1j * rng.normal(0, 1, (3, 130, 11)) for _ in range(2))
+    matched = rng.normal(0, 1, (130, 11)) + 1j * rng.normal(0, 1, (130, 11))
+    out, *others = (np.asarray(v, np.complex64) for v in (parts, kernels, matched))
+    blocks.combine(out, *others)
+    difference = (parts * kernels).sum(axis=0)
+    assert np.allclose(out[0], difference, rtol=1e-4, atol=1e-4)
+    assert np.allclose(out[1], difference * matched, rtol=1e-4, atol=1e-4)
+    part, surface = rng.normal(0, 1, (20, 30)).astype(np.float32), np.empty((20, 30), np.float32)
     c, u = rng.normal(0, 1, (20, 4)).astype(np.float32), np.linspace(-1, 1, 30).astype(np.float32)
-    expected = total + part * (c @ np.vander(u, 4, increasing=True).T)
-    blocks.add_surface(part, c, u, total)
-    assert np.allclose(total, expected, atol=1e-5)
+    blocks.modulate(part, c, u, surface)
+    assert np.allclose(surface, part * (c @ np.vander(u, 4, increasing=True).T), atol=1e-5)
 
 
 def test_noise_of_the_score() -> None:
     rng = np.random.default_rng(3)
-    slopes, errors = rng.normal(0, 1, (3, 16, 16)), rng.uniform(0, 1, (3, 40, 40))
-    variance = rng.uniform(0.5, 9, (16, 16))
-    expected = np.maximum(variance, 1.0) + ((slopes * errors[:, 5:21, 7:23]) ** 2).sum(axis=0)
+    slopes, errors = rng.normal(0, 1, (3, 16, 16)), rng.uniform(0, 1, (2, 5, 40))
+    variance, rows = rng.uniform(0.5, 9, (16, 16)), np.linspace(1.3, 4, 16)
+    low = np.minimum(rows.astype(int), 3)
+    on_rows = errors[:, low] + (rows - low)[:, None] * (errors[:, low + 1] - errors[:, low])
+    expected = np.maximum(variance, 1.0) + ((slopes[:2] * on_rows[:, :, 7:23]) ** 2).sum(axis=0) + 0.01 * slopes[2] ** 2
     seen = variance.astype(np.float32)
-    blocks.add_errors(seen, 1.0, slopes.astype(np.float32), errors.astype(np.float32), 5, 7)
+    arrays = slopes.astype(np.float32), errors.astype(np.float32), rows.astype(np.float32)
+    blocks.add_errors(seen, 1.0, *arrays, 7, 0.1)
     assert np.allclose(seen, expected, rtol=1e-5)
-    score = rng.normal(0, 3, (32, 32)).astype(np.float32)
+    images = rng.normal(0, 3, (2, 32, 32)).astype(np.float32)
     place = (np.arange(32) - 0.5) / 2
     fine = ndimage.map_coordinates(expected, np.meshgrid(place, place, indexing="ij"), order=1, mode="nearest")
-    whole, out = np.empty((50, 50), np.float32), np.empty((50, 50), np.float32)
-    blocks.divide(score, seen, 3, 5, whole[10:30, 20:40], out[10:30, 20:40])
-    assert (whole[10:30, 20:40] == score[3:23, 5:25]).all()
-    assert np.allclose(out[10:30, 20:40], (score / np.sqrt(fine))[3:23, 5:25], rtol=1e-5)
+    data, score, scorr = np.zeros((3, 50, 50), np.float32)
+    blocks.place(images, seen, (7, 15), (10, 30, 20, 40), data, score, scorr)
+    inner, box = np.s_[3:23, 5:25], np.s_[10:30, 20:40]
+    assert (data[box] == images[0][inner]).all()
+    assert (score[box] == images[1][inner]).all()
+    assert np.allclose(scorr[box], (images[1] / np.sqrt(fine))[inner], rtol=1e-5)
+    assert not data[:10].any()  # beside the box nothing is touched
+    assert not scorr[:, 40:].any()
 
 
 def test_science_pixels_and_noise() -> None:
