@@ -35,6 +35,7 @@ F32 = NDArray[np.float32]
 B1 = NDArray[np.bool_]
 
 _MOST_BEND = 0.12  # px: what the sub-pixel phase may change by in a segment
+_MOST_TURN = 0.03  # px: the same from a row whose weights are looked up to the next
 _BLOCK_ROWS = 64  # rows at a time: what is made on the way stays in the processor's cache
 
 
@@ -96,17 +97,17 @@ def resample(
     if invalid is not None:
         bad |= invalid
     source, nodes = bridged(image, bad), MapNodes.of(map_y, map_x)
-    stride = _stride(nodes)
-    if stride:
-        return _along_nodes(source, bad, nodes, stride, 1.0, conserve_flux)
+    steps = _steps(nodes)
+    if steps[0]:
+        return _along_nodes(source, bad, nodes, steps, 1.0, conserve_flux)
     return _anywhere(source, bad, (map_y, map_x), 1.0, conserve_flux)
 
 
 def resample_bridged(source: F32, bad: B1, nodes: MapNodes, factor: float = 1.0) -> F32:
     """``resample`` of an image whose ``bad`` pixels were filled by ``bridged`` before, times a factor."""
-    stride = _stride(nodes)
-    if stride:
-        return _along_nodes(source, bad, nodes, stride, factor, True)
+    steps = _steps(nodes)
+    if steps[0]:
+        return _along_nodes(source, bad, nodes, steps, factor, True)
     return _anywhere(source, bad, nodes.full(), factor, True)
 
 
@@ -121,23 +122,26 @@ def carry(sigma: F32, typical: float, flags: B1, nodes: MapNodes, factor: float 
     return variance, seen.view(bool)
 
 
-def _stride(nodes: MapNodes) -> int:
-    """Nodes to half a segment; 0: the map turns too much (or is too small) for segments."""
+def _steps(nodes: MapNodes) -> tuple[int, int]:
+    """Nodes to half a segment, rows between weights that are looked up; 0: the map turns too much (or is too small)."""
     ny, nx = nodes.shape
     if min(ny, nx) < 2 or not nodes.reaches:
-        return 0
+        return 0, 0
     across = max(float(np.abs(np.diff(v[::8], axis=1)).max()) for v in (nodes.shift_y, nodes.shift_x)) / lanczos.NODE
     along = max(float(np.abs(np.diff(v[:, ::8], axis=0)).max()) for v in (nodes.shift_y, nodes.shift_x))
     if max(across, along) > lanczos.MOST_SLOPE:
-        return 0
-    return next((k for k in (2, 1) if across * 2 * k * lanczos.NODE <= _MOST_BEND), 0)
+        return 0, 0
+    stride = next((k for k in (2, 1) if across * 2 * k * lanczos.NODE <= _MOST_BEND), 0)
+    return stride, next(k for k in (8, 4, 2, 1) if along * k <= _MOST_TURN or k == 1)
 
 
-def _along_nodes(source: F32, bad: B1, nodes: MapNodes, stride: int, factor: float, conserve_flux: bool) -> F32:
+def _along_nodes(
+    source: F32, bad: B1, nodes: MapNodes, steps: tuple[int, int], factor: float, conserve_flux: bool
+) -> F32:
     out = np.empty(nodes.shape, np.float32)
     area = nodes.area() if conserve_flux else np.ones(nodes.shift_y.shape, np.float32)
     area *= np.float32(factor)
-    lanczos.interpolate(_c(source), nodes.shift_y, nodes.shift_x, area, stride, weight_table(), out)
+    lanczos.interpolate(_c(source), nodes.shift_y, nodes.shift_x, area, steps, weight_table(), out)
     lanczos.blank(_bytes(bad), nodes.shift_y, nodes.shift_x, out)
     return out
 

@@ -80,9 +80,7 @@ def combine(parts: C64, kernels: C64, matched: C64) -> None:
 
 
 @compiled
-def add_errors(
-    variance: F32, least: float, slopes: F32, errors: F32, rows: F32, x0: int, psf_error: float
-) -> None:
+def add_errors(variance: F32, least: float, slopes: F32, errors: F32, rows: F32, x0: int, psf_error: float) -> None:
     """Keep a variance above ``least`` and add that of uncertain places and PSFs, in place.
 
     ``slopes`` (3, n, n): of the reference's part of S along x and y, and itself. ``errors`` (2, n_nodes, columns): what
@@ -109,7 +107,13 @@ def add_errors(
 
 @compiled
 def place(
-    images: F32, variance: F32, origin: tuple[int, int], box: tuple[int, int, int, int], data: F32, score: F32, scorr: F32
+    images: F32,
+    variance: F32,
+    origin: tuple[int, int],
+    box: tuple[int, int, int, int],
+    data: F32,
+    score: F32,
+    scorr: F32,
 ) -> None:
     """A block's D, S and S over its noise into whole images.
 

@@ -85,9 +85,9 @@ def _starts(n: int) -> NDArray[np.int64]:
 
 
 def _size(core: int) -> int:
-    """A fast size for a block with its margins, an even number."""
+    """A fast size for a block with its margins, divisible by 4."""
     n = core + 2 * REACH
-    while n % 2 or fft.next_fast_len(n, real=True) != n or fft.next_fast_len(n // 2, real=True) != n // 2:
+    while n % 4 or fft.next_fast_len(n, real=True) != n or fft.next_fast_len(n // 2, real=True) != n // 2:
         n += 1
     return n
 
