@@ -84,8 +84,8 @@ def add_errors(variance: F32, least: float, slopes: F32, errors: F32, rows: F32,
     """Keep a variance above ``least`` and add that of uncertain places and PSFs, in place.
 
     ``slopes`` (3, n, n): of the reference's part of S along x and y, and itself. ``errors`` (2, n_nodes, columns): what
-    the places are uncertain by on some rows, from column ``x0`` on; ``rows`` (n,): where the variance's lie among these,
-    linear between. ``psf_error``: of the reference's part itself.
+    the places are uncertain by on some rows, from column ``x0`` on; ``rows`` (n,): where the variance's lie among
+    these, linear between. ``psf_error``: of the reference's part itself.
     """
     floor, doubt = np.float32(least), np.float32(psf_error)
     n = variance.shape[1]
