@@ -19,6 +19,7 @@ from stream.core.compiled import compiled
 from stream.core.errors import PhotometryError
 from stream.core.flags import BAD_BITS, Mask
 from stream.core.records import F32, U16, Background
+from stream.photometry.extended import BLOCKS, block_excess, extended_blocks
 
 # Mesh side, px: a few times the survey's halos of ordinary stars, small against moonlight gradients.
 BOX = 128
@@ -28,6 +29,8 @@ ALL_SAMPLES, SAMPLES = 2_400_000, 64
 # A mesh with fewer good samples than this takes its neighbours' level.
 MIN_SAMPLES = 200
 CLIP = 3.0
+# A mesh keeps its own level with this part of its samples outside of galaxies.
+LEAST_LEFT = 0.25
 # What is left of a mesh's spread when its slope's part is taken off is this part of it at least.
 LEAST_NOISE = 0.5
 # Meshes further than this from their 3 x 3 median (robust sigma of such distances) are taken for contaminated.
@@ -68,21 +71,63 @@ def estimate_background(data: F32, mask: U16, box: int = BOX) -> Background:
     if data.ndim != 2 or data.shape != mask.shape or min(data.shape) < 8:
         raise PhotometryError(f"image {data.shape} and mask {mask.shape} must be equal and at least 8 x 8")
     samples = _mesh_samples(data, mask, box)
-    median, skew, rms = _clipped_moments(samples)
-    if np.isnan(median).all():
+    moments = _clipped_moments(samples)
+    if np.isnan(moments[0]).all():
         raise PhotometryError(
             "no mesh of the image has enough usable pixels for a sky level",
             usable=float(np.isfinite(samples).mean()),
         )
-    median, skew, rms = _fill(median), _fill(skew), _fill(rms)
-    tolerance = TOLERANCE * float(np.median(rms))
-    level = _smooth(_mode(median, skew, rms), tolerance)
-    rms = _smooth(_without_slope(rms, level), tolerance)
+    level, rms = _levels(moments)
+    if min(level.shape) >= 3:
+        again = _without_extended(samples, level, rms, mask, moments)
+        level, rms = (level, rms) if again is None else _levels(again)
     wy, wx = _weights(data.shape[0], level.shape[0]), _weights(data.shape[1], level.shape[1])
     level_map = _expand(level, wy, wx)
     rms_map = _expand(rms, wy, wx)
     np.maximum(rms_map, np.float32(rms.min()), out=rms_map)
     return Background(level_map, rms_map, float(np.median(level)), float(np.median(rms)))
+
+
+Moments = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+
+def _levels(moments: Moments) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Smoothed level and noise of the meshes from their median, skew and spread."""
+    known = np.isfinite(moments[0])
+    median, skew, rms = (_fill(m) for m in moments)
+    tolerance = TOLERANCE * float(np.median(rms))
+    level = _smooth(_mode(median, skew, rms), tolerance, known)
+    return level, _smooth(_without_slope(rms, level), tolerance, known)
+
+
+def _without_extended(
+    samples: F32, level: NDArray[np.float64], rms: NDArray[np.float64], mask: U16, moments: Moments
+) -> Moments | None:
+    """Moments of the meshes without what is extended (``stream.photometry.extended``); None where nothing is.
+
+    A mesh of which a part is left out is measured from the first sky, as far as that part's slope is concerned.
+    """
+    my, mx = level.shape
+    at_blocks = _expand(level, _weights(my * BLOCKS, my), _weights(mx * BLOCKS, mx))
+    found = extended_blocks(block_excess(samples, at_blocks, rms.astype(np.float32)), mask)
+    hit = found.reshape(my, BLOCKS, mx, BLOCKS).any(axis=(1, 3))
+    if not hit.any():
+        return None
+    ky, kx = samples.shape[2:]
+    rows, columns = ((np.arange(k) * BLOCKS // k) for k in (ky, kx))
+    i, j = np.nonzero(hit)
+    y, x = (i[:, None] * BLOCKS + rows)[:, :, None], (j[:, None] * BLOCKS + columns)[:, None, :]
+    slope = at_blocks[y, x] - level[i, j].astype(np.float32)[:, None, None]
+    left = np.where(found[y, x], np.float32(np.nan), samples[i, j] - slope)
+    again = _clipped_moments(left[None])
+    out = tuple(m.copy() for m in moments)
+    for old, new in zip(out, again, strict=True):
+        old[i, j] = new[0]
+    # Where less is left than tells a level the neighbours do: a mesh inside a galaxy.
+    few = np.isfinite(left).mean(axis=(1, 2)) < LEAST_LEFT
+    for old in out:
+        old[i[few], j[few]] = np.nan
+    return None if np.isnan(out[0]).all() else (out[0], out[1], out[2])
 
 
 def without_sky(
@@ -115,7 +160,7 @@ def _take_off_sky(
 
 
 def _mesh_samples(data: F32, mask: U16, box: int) -> F32:
-    """Evenly spread pixels of each mesh, (my, mx, n), NaN where unusable."""
+    """Evenly spread pixels of each mesh, (my, mx, ky, kx), NaN where unusable."""
     chosen = []
     counts = [max(round(n / box), 1) for n in data.shape]
     side = max(SAMPLES, int(np.sqrt(ALL_SAMPLES / (counts[0] * counts[1]))))
@@ -130,12 +175,13 @@ def _mesh_samples(data: F32, mask: U16, box: int) -> F32:
     picked[(bits & np.uint16(SKY_BAD_BITS)) != 0] = np.nan
     picked[~np.isfinite(picked)] = np.nan
     (my, ky), (mx, kx) = rows.shape, columns.shape
-    return np.ascontiguousarray(picked.reshape(my, ky, mx, kx).transpose(0, 2, 1, 3)).reshape(my, mx, ky * kx)
+    return np.ascontiguousarray(picked.reshape(my, ky, mx, kx).transpose(0, 2, 1, 3))
 
 
-def _clipped_moments(samples: F32) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _clipped_moments(samples: F32) -> Moments:
     """Median, mean - median and standard deviation of each mesh after clipping; NaN where too few are usable."""
-    my, mx, n = samples.shape
+    my, mx, ky, kx = samples.shape
+    n = ky * kx
     ordered = np.sort(samples.reshape(-1, n), axis=1)  # NaN goes last
     row = np.arange(my * mx)
     low, high = np.zeros_like(row), np.isfinite(ordered).sum(axis=1)
@@ -207,8 +253,9 @@ def _fill(grid: NDArray[np.float64]) -> NDArray[np.float64]:
     return filled
 
 
-def _smooth(grid: NDArray[np.float64], tolerance: float) -> NDArray[np.float64]:
-    """Local parabolas through the meshes, outliers replaced: no hill under a bright star, no step at the edge."""
+def _smooth(grid: NDArray[np.float64], tolerance: float, known: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Local parabolas through the ``known`` meshes, outliers replaced: no hill under a bright star, no step at the
+    edge."""
     if min(grid.shape) < 3:
         return np.full_like(grid, np.median(grid)) if grid.size > 2 else grid
     # Odd reflection: a gradient that runs over the edge is no outlier there.
@@ -217,7 +264,7 @@ def _smooth(grid: NDArray[np.float64], tolerance: float) -> NDArray[np.float64]:
     scatter = 1.4826 * np.median(np.abs(grid - median))
     steady = np.where(np.abs(grid - median) > max(OUTLIER * scatter, tolerance), median, grid)
     ny, nx = grid.shape
-    padded = np.pad(np.stack([steady, np.ones_like(steady)]), ((0, 0), (2, 2), (2, 2)))
+    padded = np.pad(np.stack([steady * known, known.astype(float)]), ((0, 0), (2, 2), (2, 2)))
     normal = np.zeros((ny, nx, 6, 6)) + 1e-6 * np.eye(6)  # a row of meshes alone determines no parabola
     right = np.zeros((ny, nx, 6))
     for dy in range(-2, 3):

@@ -12,6 +12,7 @@ from stream.core.errors import PhotometryError
 from stream.core.flags import Mask
 from stream.core.psf import gaussian_psf
 from stream.photometry import estimate_background
+from stream.photometry.extended import block_excess, extended_blocks
 
 SHAPE = (640, 896)
 Y, X = np.mgrid[: SHAPE[0], : SHAPE[1]]
@@ -65,18 +66,77 @@ def test_halo_light_is_part_of_the_sky(starry: np.ndarray) -> None:
     assert found.level[:, :300].mean() == pytest.approx(SKY[:, :300].mean() + 50, abs=0.2 * SIGMA)
 
 
-@pytest.mark.parametrize(("radius", "most"), [(10.0, 0.02), (20.0, 0.12), (30.0, 0.05)])
-def test_a_galaxy_is_not_eaten(starry: np.ndarray, radius: float, most: float) -> None:
-    """An exponential galaxy of magnitude 14 and a half-light radius of 10 to 30 px (a quarter of a mesh): what the sky
-    under it takes of its flux within three such radii."""
-    r = np.hypot(X - 448.0, Y - 320.0)
-    galaxy = np.exp(-r * 1.678 / radius)
-    galaxy *= 10 ** (0.4 * (26.2 - 14.0)) / galaxy.sum()
-    mask = np.zeros(SHAPE, np.uint16)
+def exponential(radius: float, magnitude: float) -> np.ndarray:
+    """A galaxy of that half-light radius (px) at the middle, zero point 26.2."""
+    galaxy = np.exp(-np.hypot(X - 448.0, Y - 320.0) * 1.678 / radius)
+    return np.asarray(galaxy * 10 ** (0.4 * (26.2 - magnitude)) / galaxy.sum())
+
+
+@pytest.mark.parametrize(
+    ("radius", "magnitude"), [(10.0, 14.0), (20.0, 14.0), (30.0, 14.0), (10.0, 16.0), (20.0, 16.0)]
+)
+def test_a_galaxy_is_not_eaten(starry: np.ndarray, radius: float, magnitude: float) -> None:
+    """An exponential galaxy with a half-light radius of up to a quarter of a mesh: what the sky under it takes of its
+    flux within three such radii."""
+    galaxy, mask = exponential(radius, magnitude), np.zeros(SHAPE, np.uint16)
     alone, under = (estimate_background(np.float32(starry + g), mask).level for g in (np.float32(0), galaxy))
-    inside = r < 3 * radius
-    assert (under - alone)[inside].sum() < most * galaxy[inside].sum()
+    inside = np.hypot(X - 448.0, Y - 320.0) < 3 * radius
+    assert (under - alone)[inside].sum() < 0.03 * galaxy[inside].sum()
     assert np.abs(under - alone).max() < 0.12 * SIGMA
+
+
+def aureole(magnitude: float) -> np.ndarray:
+    """Far light of a bright star at the middle, as in the survey's images: 7e-4 / (r^2 + 15^2) of its flux a pixel."""
+    r2 = (X - 448.0) ** 2 + (Y - 320.0) ** 2
+    return np.asarray(7e-4 * 10 ** (0.4 * (26.2 - magnitude)) / (r2 + 225.0))
+
+
+@pytest.mark.parametrize(("magnitude", "beyond"), [(8.0, 110.0), (9.0, 80.0)])
+def test_a_bright_star_s_aureole_is_sky_under_its_neighbours(
+    starry: np.ndarray, magnitude: float, beyond: float
+) -> None:
+    light, mask = aureole(magnitude), np.zeros(SHAPE, np.uint16)
+    r = np.hypot(X - 448.0, Y - 320.0)
+    mask[r < 6] = int(Mask.SATURATED)
+    alone, under = (estimate_background(np.float32(starry + g), mask).level for g in (np.float32(0), light))
+    for ring in np.arange(beyond, 300.0, 10.0):
+        there = np.abs(r - ring) < 5
+        assert abs((under - alone - light)[there].mean()) < 0.1 * SIGMA
+
+
+@pytest.mark.parametrize("what", ["galaxy", "ghost", "aureole", "nothing"])
+def test_only_galaxies_are_left_out_of_the_sky(starry: np.ndarray, what: str) -> None:
+    """A ghost's ring and a saturated star's aureole are light under their neighbours: they stay in the sky."""
+    r, mask = np.hypot(X - 448.0, Y - 320.0), np.zeros(SHAPE, np.uint16)
+    light = {
+        "galaxy": exponential(20.0, 15.0), "ghost": 1.2 * SIGMA * ((r > 60) & (r < 180)), "aureole": aureole(8.5),
+        "nothing": np.zeros(SHAPE),
+    }[what]  # fmt: skip
+    if what == "aureole":
+        mask[r < 6] = int(Mask.SATURATED)
+    samples = np.float32(starry - SKY + light)[None, None]
+    samples = samples.reshape(5, 128, 7, 128).transpose(0, 2, 1, 3).copy()
+    excess = block_excess(samples, np.zeros((40, 56), np.float32), np.full((5, 7), SIGMA, np.float32))
+    found = extended_blocks(excess, mask)
+    assert found[20, 28] == (what == "galaxy")
+    assert found.mean() < 0.12
+    assert found.any() == (what == "galaxy")
+
+
+def test_a_block_s_excess_is_its_clipped_mean() -> None:
+    rng = np.random.default_rng(3)
+    samples = rng.normal(5, 2, (2, 3, 24, 20)).astype(np.float32)
+    samples[1, 2, 4, 3] = np.nan
+    samples[0, 1, :3, :2] = np.nan  # one block: 3 x 2 or 3 x 3 samples
+    level, rms = rng.normal(5, 1, (16, 24)).astype(np.float32), rng.uniform(1, 3, (2, 3)).astype(np.float32)
+    excess = block_excess(samples, level, rms)
+    rows, columns = (np.linspace(0, k, 9).astype(int) for k in (24, 20))
+    for i, j, a, b in ((0, 0, 3, 5), (1, 2, 1, 1), (1, 1, 7, 7), (0, 1, 0, 0)):
+        part = samples[i, j, rows[a] : rows[a + 1], columns[b] : columns[b + 1]]
+        pulls = np.clip((part - level[8 * i + a, 8 * j + b]) / rms[i, j], -2, 2)
+        known = pulls[np.isfinite(pulls)]
+        expected = known.mean() if len(known) else np.nan
+        assert excess[8 * i + a, 8 * j + b] == pytest.approx(expected, abs=1e-5, nan_ok=True)
 
 
 def test_twilight_s_slope_is_no_noise() -> None:
