@@ -2,7 +2,7 @@
 
 The pipeline calls them in this order: ``estimate_background``, ``detect``, ``build_psf``, ``measure_sources``,
 (the final astrometry comes between) ``fit_zeropoint``, ``mark_sources``, ``maglim``, ``photometric_infobits``.
-``forced_fluxes`` measures given places on any image, ``window_fluxes`` those of windows out of a difference image;
+``forced_fluxes`` measures given places of an image, ``window_fluxes`` those of windows out of a difference image;
 ``fit_stars`` and what goes with it take saturated stars out of an image that is to be interpolated or subtracted.
 """
 

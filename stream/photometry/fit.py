@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core.records import F32
 from stream.photometry.kernels import CHI, COVERED, GROWTH, INFORMATION, KNOWN, SKY_PART, VARIANCE
 
 F64 = NDArray[np.float64]
@@ -54,33 +53,6 @@ class Fit:
         columns = (self.x, self.y, self.flux, self.sigflux, self.chi, self.sharp, self.sigsharp)
         x, y, flux, sigflux, chi, sharp, sigsharp = (column[keep] for column in columns)
         return Fit(x, y, flux, sigflux, chi, sharp, sigsharp, (self.home[0][keep], self.home[1][keep]))
-
-
-def fixed_flux(values: F32, weight: F32, p: F32) -> tuple[F64, F64, F64]:
-    """Weighted least-squares flux of sources that stand alone, at known places.
-
-    Parameters
-    ----------
-    values, weight, p : ndarray, (n, ...)
-        DN with sky off, inverse variance (0: unusable), PSF.
-
-    Returns
-    -------
-    flux, sigflux, chi : ndarray, (n,)
-        NaN where less than a quarter of the PSF's light falls on usable pixels. ``chi`` is the r.m.s. of the
-        residuals over the expected one.
-    """
-    n = len(values)
-    values, weight, p = (a.reshape(n, -1) for a in (values, weight, p))
-    information = np.einsum("ij,ij,ij->i", weight, p, p, dtype=np.float64)
-    covered = np.where(weight > 0, p, 0).sum(axis=1, dtype=np.float64) > MIN_COVERAGE * p.sum(axis=1, dtype=np.float64)
-    good = covered & (information > 0)
-    safe = np.where(good, information, 1)
-    flux = np.where(good, np.einsum("ij,ij,ij->i", weight, p, values, dtype=np.float64) / safe, np.nan)
-    residual = values - np.nan_to_num(flux)[:, None] * p
-    dof = np.maximum((weight > 0).sum(axis=1) - 1, 1)
-    chi = np.sqrt(np.einsum("ij,ij,ij->i", weight, residual, residual, dtype=np.float64) / dof)
-    return flux, np.where(good, 1 / np.sqrt(safe), np.nan), np.where(good, chi, np.nan)
 
 
 def fit_errors(fit: Fit, figures: F64, covariance: float, psf_error: F64, *, moved: bool = True) -> None:

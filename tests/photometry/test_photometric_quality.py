@@ -14,6 +14,7 @@ from stream.core.flags import Info
 from stream.core.psf import PsfModel, gaussian_psf
 from stream.core.records import SOURCE_DTYPE, Background, ZeroPoint, ZeroPointMap
 from stream.photometry import (
+    Scene,
     catalog_maglim,
     estimate_background,
     forced_fluxes,
@@ -40,7 +41,8 @@ def test_stars_at_the_limit_have_snr_five() -> None:
     background = estimate_background(empty, np.zeros(SHAPE, np.uint16))
     flux = np.full(len(x), 10 ** (0.4 * (ZP.magzp - maglim(psf, background, ZP))))
     data = add_noise(paint(SHAPE, x, y, flux, psf, 25), SKY, GAIN, READNOISE, 2)
-    found, _, _ = forced_fluxes(data - np.float32(SKY), background.sigma, psf, x, y)
+    scene = Scene(data - np.float32(SKY), np.zeros(SHAPE, bool), background, psf, GAIN, READNOISE)
+    found, _, _ = forced_fluxes(scene, x, y)
     # The star's own photons add a few per cent to the sky's noise.
     assert flux[0] / found.std() == pytest.approx(5, rel=0.1)
     assert found.mean() == pytest.approx(flux[0], rel=0.03)

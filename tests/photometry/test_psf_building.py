@@ -15,7 +15,8 @@ from stream.archive.catalogs import psf_model
 from stream.core.errors import PhotometryError
 from stream.core.flags import Mask
 from stream.core.psf import PsfModel, gaussian_psf
-from stream.photometry import build_psf, detect, estimate_background, forced_fluxes
+from stream.core.records import Background
+from stream.photometry import Fit, Scene, build_psf, detect, estimate_background, fit_scene
 from stream.simulate.optics import PsfField
 
 SHAPE = (512, 512)
@@ -34,16 +35,12 @@ def phase_ratios(model: PsfModel, truth: PsfModel) -> np.ndarray:
     x, y = (
         g.ravel() for g in np.meshgrid(np.linspace(60, 450, 9).round() + phase, np.linspace(60, 450, 9).round() + phase)
     )
-    ratios = []
-    for xi, yi in zip(x, y, strict=True):
-        image = paint(SHAPE, np.array([xi]), np.array([yi]), np.array([1e4]), truth, 31).astype(np.float32)
-        # Weights of a star of moderate S/N: sky and its own light.
-        sigma = np.sqrt(SKY / GAIN + np.maximum(image, 0) / GAIN).astype(np.float32)
-        shifts = np.linspace(-0.06, 0.06, 5)
-        gx, gy = (g.ravel() for g in np.meshgrid(xi + shifts, yi + shifts))
-        flux, _, chi = forced_fluxes(image, sigma, model, gx, gy, 11)
-        ratios.append(flux[np.argmin(chi)] / 1e4)
-    return np.array(ratios)
+    image = paint(SHAPE, x, y, np.full(len(x), 1e4), truth, 31).astype(np.float32)
+    rms = float(np.sqrt(SKY / GAIN))  # weights of a star of moderate S/N: sky and its own light
+    sky = Background(np.full(SHAPE, SKY, np.float32), np.full(SHAPE, rms, np.float32), SKY, rms)
+    fit = Fit.start(x, y, np.full(len(x), 1e4))
+    fit_scene(Scene(image, np.zeros(SHAPE, bool), sky, model, GAIN, 0.0), fit, rounds=6)
+    return np.asarray(fit.flux / 1e4)
 
 
 @pytest.mark.parametrize("fwhm", [1.7, 2.2, 3.0])
