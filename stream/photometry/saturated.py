@@ -28,6 +28,10 @@ REACH = 48  # px; the wings of a star of magnitude 8 are at 1 DN a pixel here, f
 WINGS, LEAST_REACH = 1.1, 24
 # Share of the model's light by which any PSF model is wrong somewhere.
 MODEL_ERROR = 0.02
+# Light a pixel that PSF models know nothing of: a star's far aureole, in parts of its flux (7e-4 / 15^2 at its middle).
+# Where so little would change a fitted flux by more than this part of it, the flanks tell nothing of the star.
+AUREOLE, MAX_TILT = 3e-6, 0.7
+LEAST_SNR = 5.0
 PIECES = 12.0  # px; detections nearer than this to a brighter saturated star are pieces of it
 MIN_PIXELS = 60  # usable ones in the window; fewer carry no fit of three unknowns
 MAX_STARS = 500  # a field of the galactic centre must not cost seconds
@@ -109,7 +113,8 @@ def fit_stars(
     Returns
     -------
     list of Star or None
-        None for what could not be fitted.
+        None for what could not be fitted: too few usable pixels, nothing positive, or a plateau so wide that only such
+        pixels are left in the window as the PSF hardly reaches (a flux was then what light there is over no PSF).
     """
     stars: list[Star | None] = []
     for start in range(0, len(places[0]), _BLOCK):
@@ -174,6 +179,9 @@ def _fit(image: F32, bad: B1, psf: PsfModel, start: tuple[F64, F64], noise: tupl
         x, y = (v + np.clip(d, -0.5, 0.5) for v, d in ((x, step[:, 1]), (y, step[:, 2])))
         good &= (flux > 0) & (np.maximum(np.abs(x - x0), np.abs(y - y0)) <= MAX_SHIFT)
         x, y, flux = np.where(good, x, x0), np.where(good, y, y0), np.where(good, flux, 0.0)
+    information = np.maximum(_dot(weight, p, p), 1e-30)
+    good &= np.abs(AUREOLE * _dot(weight, p, np.ones_like(p))) < MAX_TILT * information
+    good &= flux**2 * information > LEAST_SNR**2
     return [
         Star(*row) if ok else None
         for ok, *row in zip(good.tolist(), x.tolist(), y.tolist(), flux.tolist(), strict=True)

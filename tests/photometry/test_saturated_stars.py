@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from synthetic import add_noise, paint
 
 from stream.core.flags import Mask
-from stream.core.psf import PsfModel, gaussian_psf
+from stream.core.psf import PsfModel, gaussian_psf, moffat_psf
 from stream.core.records import SOURCE_DTYPE
 from stream.photometry import Star, add_stars, bright_stars, fit_stars, remove_rings, saturated_stars, subtract_stars
 
@@ -63,6 +63,26 @@ def test_nothing_is_left_beside_the_core_and_adding_undoes_subtracting(clipped, 
     assert np.median(np.abs(left[bright]) / np.sqrt(50 + truth[bright] / 6.2)) < 1.5
     add_stars(left, psf, [(s.x, s.y) for s in stars], stars)
     assert np.allclose(left, image, atol=1e-3 * FULL / 100)
+
+
+@pytest.mark.parametrize("fwhm", [1.6, 2.4, 3.4])
+def test_a_plateau_that_leaves_no_flank_tells_no_flux(fwhm: float) -> None:
+    """Ever wider plateaus in the light of a star and its far aureole: a flux is right to a third, or there is none.
+
+    A Gaussian, which has no wings at all, once made 1e15 DN out of the aureole."""
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    r, flux = np.hypot(x - 110.2, y - 95.7), 3e7
+    found: dict[str, list[float | None]] = {"wings": [], "none": []}
+    for name, model in (("wings", moffat_psf(fwhm, SHAPE)), ("none", gaussian_psf(fwhm, SHAPE))):
+        image = paint(SHAPE, np.array([110.2]), np.array([95.7]), np.array([flux]), model, 29)
+        image += 7e-4 * flux / (r**2 + 225) * (1 - np.exp(-((r / 14) ** 4)))
+        for radius in range(2, 17):
+            [star] = fit_stars(np.float32(image), r < radius, model, (np.array([110.0]), np.array([96.0])), (50.0, 6.2))
+            found[name].append(None if star is None else star.flux / flux)
+    assert all(ratio is None or 0.67 < ratio < 1.5 for ratio in found["wings"])
+    assert None not in found["wings"][:6]
+    assert found["wings"][-1] is None
+    assert all(ratio is None or ratio < 1.5 for ratio in found["none"])
 
 
 def test_no_star_where_there_is_none(psf: PsfModel) -> None:
