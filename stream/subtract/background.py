@@ -13,17 +13,23 @@ from scipy.interpolate import make_interp_spline
 
 from stream.core.records import F32
 from stream.subtract import blocks
+from stream.subtract.floor import CELL, STEP, excess_noise
 
-STEP = 3  # px; S_corr varies over the width of a PSF or more
-NOISE_CELLS = 3  # background cells a side in which the noise is taken together: its map varies more slowly
+F64 = NDArray[np.float64]
+
+NOISE_CELLS = 0.7  # background cells; Gaussian width over which the noise is averaged: its map varies more slowly
+_ROUGH_CELLS = 5  # cells a side whose median says what is usual about a cell
+_UNUSUAL = 0.08  # of noise beside that: wings of a bright star, not the noise of all
 TRUST = 0.7, 1.4  # the propagated noise is corrected by no more than this
 _MIN_SHARE = 0.25  # of a cell's pixels that must be usable
 
 
 def settle(
     data: F32, sigma: F32, score: F32, scorr: F32, blank: NDArray[np.bool_], psf_sum: float, cell: int = 128
-) -> None:
+) -> F32 | None:
     """Take the slow background out, scale the noise to that of the empty sky, blank what cannot be trusted; in place.
+
+    What is left around bright sources is no noise of the sky; returned is its factor (``excess_noise``), not applied.
 
     Parameters
     ----------
@@ -36,10 +42,8 @@ def settle(
     cell : int
         Side (px) of the cells in which the level is measured; far wider than any source.
     """
-    level, scatter = sky_of(scorr, blank, cell)
-    to_rows, to_columns = (
-        _interpolation(_middles(n, k), n).astype(np.float32) for n, k in zip(scorr.shape, level.shape, strict=True)
-    )
+    level, scatter, excess = sky_of(scorr, blank, cell)
+    to_rows, to_columns = _matrices(scorr.shape, level.shape)
     by_column = [np.asarray(v, np.float32) @ to_columns.T for v in (level, scatter)]
     for start in range(0, len(data), 64):
         rows = slice(start, start + 64)
@@ -48,29 +52,46 @@ def settle(
     flat = np.flatnonzero(blank)
     for image in (data, sigma, score, scorr):
         image.reshape(-1)[flat] = np.nan
+    return excess
 
 
-def sky_of(scorr: F32, blank: NDArray[np.bool_], cell: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Level and scatter of S_corr's empty sky in cells, (n_y, n_x) each: clipped medians, clipped deviations.
+def sky_of(scorr: F32, blank: NDArray[np.bool_], cell: int) -> tuple[F64, F64, F32 | None]:
+    """Level and scatter of S_corr's empty sky in cells, (n_y, n_x) each, and what exceeds it (``excess_noise``).
 
-    Cells without enough usable pixels lie on the plane through the others; without any: 0 and 1.
+    Clipped medians, clipped deviations; the latter after what exceeds a first estimate of them was scaled to it, so
+    that residuals of bright stars are counted once. Cells without enough usable pixels lie on the plane through the
+    others; without any: 0 and 1.
     """
-    rows, columns = (max(1, round(n / cell)) for n in scorr.shape)
-    level, scatter = np.full((rows, columns), np.nan), np.full((rows, columns), np.nan)
+    cells = max(1, round(scorr.shape[0] / cell)), max(1, round(scorr.shape[1] / cell))
     sample = scorr[::STEP, ::STEP].copy()
     sample[blank[::STEP, ::STEP]] = np.nan
-    cells = zip(sample.shape, (rows, columns), strict=True)
-    edges_y, edges_x = (np.linspace(0, n, k + 1).astype(int) for n, k in cells)
-    for j in range(rows):
-        for i in range(columns):
+    level, scatter = _in_cells(sample, cells)
+    if not np.isfinite(level).any():
+        return np.zeros(cells), np.ones(cells), None
+    level, rough = _fill(level), np.clip(_usual(_fill(scatter)), *TRUST)
+    to_rows, to_columns = (m[::STEP] for m in _matrices(scorr.shape, cells))
+    off, width = (to_rows @ (np.asarray(v, np.float32) @ to_columns.T) for v in (level, rough))
+    sample -= off
+    excess = excess_noise(np.asarray(sample / width, np.float32))
+    if excess is not None:
+        side = CELL // STEP
+        ny, nx = sample.shape
+        sample /= np.repeat(np.repeat(excess, side, axis=0), side, axis=1)[:ny, :nx]
+        scatter = _in_cells(sample, cells)[1]
+    return level, np.clip(_smoothed(_fill(scatter)), *TRUST), excess
+
+
+def _in_cells(sample: F32, cells: tuple[int, int]) -> tuple[F64, F64]:
+    """Level and scatter in so many cells; NaN in those without enough values."""
+    level, scatter = np.full(cells, np.nan), np.full(cells, np.nan)
+    edges_y, edges_x = (np.linspace(0, n, k + 1).astype(int) for n, k in zip(sample.shape, cells, strict=True))
+    for j in range(cells[0]):
+        for i in range(cells[1]):
             values = sample[edges_y[j] : edges_y[j + 1], edges_x[i] : edges_x[i + 1]].ravel()
             known = np.sort(values[np.isfinite(values)])
             if len(known) >= max(_MIN_SHARE * values.size, 12):
                 level[j, i], scatter[j, i] = _clipped(known)
-    if not np.isfinite(level).any():
-        return np.zeros(level.shape), np.ones(level.shape)
-    scatter = np.clip(_smoothed(_fill(scatter)), *TRUST)
-    return _fill(level), scatter
+    return level, scatter
 
 
 def _clipped(ordered: F32) -> tuple[float, float]:
@@ -84,17 +105,30 @@ def _clipped(ordered: F32) -> tuple[float, float]:
     return float(kept.mean(dtype=np.float64)), float(kept.std(dtype=np.float64)) / 0.9866
 
 
-def _smoothed(cells: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Medians over ``NOISE_CELLS`` squares: a bright star's wings in one of them are not the noise of all."""
-    return np.asarray(ndimage.median_filter(cells, NOISE_CELLS, mode="nearest"), float)
+def _usual(cells: F64) -> F64:
+    return np.asarray(ndimage.median_filter(cells, _ROUGH_CELLS, mode="nearest"), float)
 
 
-def _middles(n: int, cells: int) -> NDArray[np.float64]:
+def _smoothed(cells: F64) -> F64:
+    """Weighted means of neighbouring cells; a bright star's wings in one of them are not the noise of all."""
+    usual = _usual(cells)
+    weight = (np.abs(cells - usual) < _UNUSUAL).astype(float)
+    total, known = (ndimage.gaussian_filter(v, NOISE_CELLS, mode="nearest") for v in (weight * cells, weight))
+    return np.where(known > 0.05, total / np.maximum(known, 0.05), usual)
+
+
+def _matrices(shape: tuple[int, ...], cells: tuple[int, ...]) -> list[F32]:
+    """What makes an image's rows, and columns, of values in cells."""
+    sizes = zip(shape, cells, strict=True)
+    return [np.asarray(_interpolation(_middles(n, k), n), np.float32) for n, k in sizes]
+
+
+def _middles(n: int, cells: int) -> F64:
     edges = np.linspace(0, n, cells + 1)
     return np.asarray((edges[1:] + edges[:-1]) / 2 - 0.5, float)
 
 
-def _fill(level: NDArray[np.float64]) -> NDArray[np.float64]:
+def _fill(level: F64) -> F64:
     """Cells without a value from the plane (of few cells: the median) of those that have one."""
     known = np.isfinite(level)
     if known.all():
@@ -107,7 +141,7 @@ def _fill(level: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(known, level, plane)
 
 
-def _interpolation(knots: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+def _interpolation(knots: F64, n: int) -> F64:
     """(n, n_knots) matrix of a cubic or linear interpolating spline, straight beyond the outermost knots."""
     if len(knots) == 1:
         return np.ones((n, 1))
@@ -116,7 +150,7 @@ def _interpolation(knots: NDArray[np.float64], n: int) -> NDArray[np.float64]:
     inside = np.clip(place, knots[0], knots[-1])
     beyond = place - inside
     slope = spline.derivative()
-    matrix: NDArray[np.float64] = spline(inside) + beyond[:, None] * slope(inside)
+    matrix: F64 = spline(inside) + beyond[:, None] * slope(inside)
     return matrix
 
 

@@ -23,7 +23,7 @@ from stream.core.records import F32, Difference, PlacePsf, Reference, ScienceIma
 from stream.subtract import blocks
 from stream.subtract.background import settle
 from stream.subtract.cache import ReferenceCache, make_cache
-from stream.subtract.floor import apply_floor, excess_noise
+from stream.subtract.floor import apply_floor
 from stream.subtract.kernels import difference_psf, fwhm_of, make_kernels, psfs_of, reference_transfer, tolerance_for
 from stream.subtract.match import Match, MatchConfig, match_sources
 from stream.subtract.prepare import Prepared, plain_growth, prepare
@@ -135,8 +135,7 @@ def finish(
     data, sigma, score, scorr = images
     ny, nx = data.shape
     centre = psf.stamp((nx - 1) / 2, (ny - 1) / 2)
-    settle(data, sigma, score, scorr, blank, psf_sum, config.background_cell)
-    apply_floor(scorr, sigma, excess_noise(scorr))
+    apply_floor(scorr, sigma, settle(data, sigma, score, scorr, blank, psf_sum, config.background_cell))
     return Difference(
         data=data,
         scorr=scorr,

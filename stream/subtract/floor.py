@@ -16,44 +16,50 @@ from stream.core.records import F32
 
 # A cell holds some 25 independent PSF areas: enough for a median, small against the wings of a bright star.
 CELL = 24
+STEP = 3  # px, a divisor of the cell: S_corr varies over the width of a PSF or more
 # Robust scatter of pure noise in such a cell stays below this (4 sigma of its own error).
 TOLERATED = 1.5
-_STEP = 3  # px, a divisor of the cell
-# Median of |x| of a unit normal variate.
-_NORMAL_MEDIAN = 0.6744898
+NEAR = 1.2  # the same beside a cell that exceeds it: what is there needs less proof
+# Residuals have more wings than noise: a cell is as noisy as the wider of its median and this share of it say.
+_WIDE = 0.8
+# Medians, and that share, of |x| of a unit normal variate.
+_NORMAL_MEDIAN, _NORMAL_WIDE = 0.6744898, 1.2815516
 
 
-def excess_noise(scorr: F32, cell: int = CELL) -> NDArray[np.float32] | None:
+def excess_noise(sample: F32) -> NDArray[np.float32] | None:
     """Factor by which the scatter of S_corr exceeds 1, cell by cell.
 
     Parameters
     ----------
-    scorr : ndarray, (ny, nx), float32
-        Unit variance where the propagated noise is all there is; NaN where unusable.
-    cell : int
-        Side of a cell in px.
+    sample : ndarray, (rows, columns), float32
+        S_corr at every ``STEP``-th pixel, of unit variance where the propagated noise is all there is; NaN where
+        unusable.
 
     Returns
     -------
     ndarray, (rows, columns), float32, or None
-        At least 1; exactly 1 where the excess is within what noise alone shows. None: 1 everywhere.
+        For cells of ``CELL`` px; at least 1, exactly 1 where the excess is within what noise alone shows. None: 1
+        everywhere.
     """
-    ny, nx = scorr.shape
-    rows, columns = -(-ny // cell), -(-nx // cell)
-    # Every third pixel: S_corr is smooth over the PSF. NaN counts as typical noise, so that it moves nothing.
-    side = cell // _STEP
-    sample = np.full((rows * side, columns * side), _NORMAL_MEDIAN, np.float32)
-    half = np.abs(scorr[::_STEP, ::_STEP])
-    np.copyto(half, np.float32(_NORMAL_MEDIAN), where=~np.isfinite(half))
-    sample[: half.shape[0], : half.shape[1]] = half
-    cells = sample.reshape(rows, side, columns, side).transpose(0, 2, 1, 3).reshape(rows, columns, side * side)
-    middle = side * side // 2
-    scatter = np.partition(cells, middle, axis=2)[:, :, middle] / np.float32(_NORMAL_MEDIAN)
+    ny, nx = sample.shape
+    side = CELL // STEP
+    rows, columns = -(-ny // side), -(-nx // side)
+    # NaN counts as typical noise, so that it moves nothing.
+    known = np.full((rows * side, columns * side), _NORMAL_MEDIAN, np.float32)
+    np.copyto(known[:ny, :nx], np.abs(sample), where=np.isfinite(sample))
+    cells = known.reshape(rows, side, columns, side).transpose(0, 2, 1, 3).reshape(rows, columns, side * side)
+    middle, far = side * side // 2, int(_WIDE * side * side)
+    cells.partition((middle, far), axis=2)
+    scatter = cells[:, :, middle] / np.float32(_NORMAL_MEDIAN)
     if not (scatter > TOLERATED).any():
         return None
-    factor = np.where(scatter > TOLERATED, scatter, np.float32(1.0))
-    # A residual does not end at its cell's border.
-    grown: NDArray[np.float32] = np.maximum(factor, 0.5 * ndimage.maximum_filter(factor, 3)).astype(np.float32)
+    own = np.maximum(scatter, cells[:, :, far] / np.float32(_NORMAL_WIDE))
+    one = np.float32(1)
+    factor = np.where(scatter > TOLERATED, own, one)
+    # A residual does not end at its cell's border, and is not more beyond it than is seen there.
+    most = ndimage.maximum_filter(factor, 3)
+    beside = np.where(scatter > NEAR, own, np.minimum(np.float32(0.5) * most, own))
+    grown: NDArray[np.float32] = np.maximum(factor, np.where(most > 1, np.maximum(beside, one), one))
     return grown
 
 

@@ -325,7 +325,7 @@ def test_the_sky_is_read_beside_sources_and_defects() -> None:
     blank = np.zeros(truth.shape, bool)
     blank[100:200, 100:200] = True
     image[blank] = 1e5
-    level, scatter = sky_of(image, blank, 100)
+    level, scatter, _ = sky_of(image, blank, 100)
     assert level.shape == (6, 5)
     middle = truth[50::100, 50::100]
     # Cells of 1,100 values.
@@ -335,6 +335,20 @@ def test_the_sky_is_read_beside_sources_and_defects() -> None:
     nothing = sky_of(image, np.ones_like(blank), 100)
     assert (nothing[0] == 0).all()
     assert (nothing[1] == 1).all()
+
+
+def test_residuals_of_a_bright_star_are_no_noise_of_the_sky() -> None:
+    rng = np.random.default_rng(8)
+    image = ndimage.gaussian_filter(rng.normal(0, 1, (800, 768)), 1.2)
+    image = (image / image.std()).astype(np.float32)
+    y, x = np.mgrid[:800, :768]
+    r = np.hypot(x - 400, y - 300)
+    image += (12 * np.exp(-((r / 40) ** 2)) * np.cos(1.7 * r)).astype(np.float32)
+    scatter, excess = sky_of(image, np.zeros(image.shape, bool), 128)[1:]
+    assert excess is not None
+    assert excess.max() > 4
+    assert (excess[20:] == 1).mean() > 0.95
+    assert scatter == pytest.approx(np.ones(scatter.shape), abs=0.05)
 
 
 def test_another_method_sees_the_same_sky(scene: Scene) -> None:
