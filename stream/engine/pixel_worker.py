@@ -273,7 +273,8 @@ class PixelWorker:
             return 0
         if outcome == "stopped":
             return 0
-        self._forget(message)
+        if outcome == "deadletter":  # one that killed is counted until its letter is safe
+            self._forget(message)
         seconds = time.perf_counter() - started
         metrics.WORK.labels(self.role).observe(seconds)
         metrics.MESSAGES.labels(self.role, outcome).inc()
@@ -283,11 +284,14 @@ class PixelWorker:
         return 1
 
     def _results(self, message: RawMessage) -> tuple[Sequence[OutMessage], str]:
-        """What the message makes: its results, or a dead letter; tried again while a service fails."""
+        """What the message makes: its results, or a dead letter; tried again as long as a service fails."""
         attempt = 0
         while True:
             try:
                 self._count(message)
+            except CrashError as error:
+                return (self._letter(message, error),), "deadletter"
+            try:
                 return self.process(message), "done"
             except Retriable as error:
                 metrics.RETRIES.labels(self.role, type(error).__name__).inc()
@@ -298,6 +302,8 @@ class PixelWorker:
                 attempt += 1
             except Exception as error:  # a worker never dies of its input; what is no Permanent is a defect
                 return (self._letter(message, error),), "deadletter"
+            finally:
+                self._forget(message)  # the process lives: neither a failing store nor what follows is a death
 
     def _letter(self, message: RawMessage, error: Exception) -> OutMessage:
         letter = deadletters.letter_of_message(

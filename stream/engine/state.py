@@ -179,7 +179,8 @@ class Versions:
 
 
 class Attempts:
-    """How often a worker has begun a message: the only trace that a process killed by its input leaves."""
+    """How often a worker has begun a message without ending it in any way: the only trace that a process killed by its
+    input leaves."""
 
     TTL = 86_400
 

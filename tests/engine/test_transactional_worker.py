@@ -13,7 +13,7 @@ from confluent_kafka import OFFSET_BEGINNING, ConsumerGroupState, TopicPartition
 from engine_helpers import SCRIPT, in_thread, send, values_of, wait
 from engine_process import quadrant
 
-from stream.core.errors import UsageError
+from stream.core.errors import StoreUnavailable, UsageError
 from stream.engine.deadletters import list_letters
 from stream.engine.embedded_kafka import EmbeddedKafka
 from stream.engine.heartbeat import Heartbeat, living
@@ -77,6 +77,26 @@ def test_bad_input_becomes_dead_letters_and_the_rest_goes_on(settings, prefix, m
     assert "raise PacketError" in broken.traceback
     assert (letters["defect"].stage, letters["defect"].error) == ("unknown", "ZeroDivisionError")
     assert letters["huge"].error == "MessageError"
+
+
+def test_a_store_that_fails_for_long_kills_nobody(settings, prefix, make_topic, monkeypatch):
+    make_topic("ztf.deadletters", 4)
+    source, target = make_topic(f"{prefix}.in"), make_topic(f"{prefix}.out")
+    send(settings, source, ["a"])
+    monkeypatch.setattr("stream.engine.pixel_worker.backoff", lambda attempt: 0.01)
+    tried: list[None] = []
+
+    def process(message):
+        tried.append(None)
+        if len(tried) <= MAX_DEATHS + 3:
+            raise StoreUnavailable("the disk is full")
+        return quadrant(target)(message)
+
+    client = connect(settings)
+    with in_thread(PixelWorker(settings, process, source=source, attempts=Attempts(client))):
+        wait(lambda: values_of(settings, target) == ["a.0", "a.1"])
+    assert not [x for x in list_letters(settings) if x.topic == source]
+    assert not list(client.scan_iter(f"attempt:{source}-*")), "nobody died"
 
 
 def test_an_input_that_kills_the_process_is_given_up_in_the_end(settings, prefix, make_topic, launch, tmp_path):
