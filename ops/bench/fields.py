@@ -1,7 +1,8 @@
 """Three simulated fields on which measurement and subtraction are judged: made once, full size, everything switched on.
 
 ``dense`` has 40,000 stars brighter than 20.6 on its quadrant, ``normal`` 5,000, ``sparse`` is the pole of the Galaxy as
-it is. Each has reference exposures of a good month and science exposures in seeing from 1.5 to 3.5 px. A folder holds
+it is, all in r; ``normal-g`` and ``normal-i`` are the same sky in another filter. Each has reference exposures of a
+good month and science exposures in seeing from 1.5 to 3.5 px. A folder holds
 ``FIELD/{raw,truth}``, the catalogues, and ``FIELD/store`` with calibration (and references, where asked for) made by
 the project's own code.
 """
@@ -20,6 +21,8 @@ from stream.simulate.scheduler import schedule
 Progress = Callable[[str], None]
 N_REFERENCE = 20
 N_SCIENCE = 10
+N_FRINGE = 10  # exposures in i of earlier nights that the fringe frame is made of
+FILTERS = {"": 2, "r": 2, "g": 1, "i": 3}
 SEEING = (1.5, 3.5)  # px; references take the better half
 CCD, QID = 10, 2
 # Field, night near its opposition and new moon, star density (None: what the sky has there).
@@ -30,10 +33,15 @@ FIELDS: dict[str, tuple[int, str, float | None]] = {
 }
 
 
-def plan_of(
-    name: str, camera: Camera = FULL, references: int = N_REFERENCE, science: int = N_SCIENCE, fid: int = 2
-) -> NightPlan:
-    """The plan of one of ``FIELDS`` in a filter (1 g, 2 r, 3 i): one quadrant of one CCD."""
+def plan_of(name: str, camera: Camera = FULL, references: int | None = None, science: int = N_SCIENCE) -> NightPlan:
+    """The plan of one of ``FIELDS``, in r or as ``NAME-g``, ``NAME-i`` in another filter: one quadrant of one CCD.
+
+    Of the other filters no reference is made: in i some exposures of earlier nights are there for the fringe frame.
+    """
+    name, _, band = name.partition("-")
+    fid = FILTERS[band]
+    if references is None:
+        references = {1: 0, 2: N_REFERENCE, 3: N_FRINGE}[fid]
     field, night, density = FIELDS[name]
     seed = 31 + list(FIELDS).index(name)
     return NightPlan(

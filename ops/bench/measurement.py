@@ -31,21 +31,26 @@ from ops.bench.measured_rows import OURS, Line, lines, overall, summary
 from ops.bench.peers import available
 from stream.core.camera import FULL
 from stream.offline import Job
-from stream.offline_calibration import build_calibrations
+from stream.offline_calibration import build_calibrations, build_skies
+from stream.simulate import NightPlan
 from stream.sky import import_catalog
 
+FRINGED = 3  # the filter (i) whose sky has fringes
 SLOW = {"photutils": 1}  # exposures of a field that a slow program gets
 SKIPPED = {"photutils": ("dense",)}  # an hour a frame there
 
 
-def prepare(folder: Path, name: str, workers: int, console: Console) -> Path:
-    """A field's frames, calibration and catalogues; made where they are missing."""
-    field = folder / name
-    simulate(field, plan_of(name), console.print, workers)
+def prepare(folder: Path, name: str, workers: int, console: Console, plan: NightPlan | None = None) -> Path:
+    """A field's frames, calibration and catalogues; made where they are missing. In i the fringe frame comes from the
+    earlier nights, as the survey's does."""
+    field, plan = folder / name, plan or plan_of(name)
+    simulate(field, plan, console.print, workers)
     store = str(field / "store")
     if not (field / "store" / "cal").is_dir():
         console.print(f"{name}: calibration")
         build_calibrations(sorted((field / "raw" / "cal").rglob("*.fits*")), Job(store, FULL), workers)
+        if plan.fid == FRINGED:
+            build_skies(sorted((field / "raw" / "ref").rglob("*.fits*")), "fringe", Job(store, FULL), workers)
     if not (field / "store" / "catalogs").is_dir():
         for kind in ("gaia", "ps1", "bright"):
             import_catalog(kind, [field / f"{kind}.parquet"], store)
@@ -138,7 +143,7 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--out", type=Path, required=True, help="folder of the simulated fields, used again")
-    parser.add_argument("--fields", default=",".join(FIELDS), help="which, with commas")
+    parser.add_argument("--fields", default=",".join(FIELDS), help="which, with commas; normal-g, normal-i: in g, in i")
     parser.add_argument("--exposures", type=int, default=10, help="of each field")
     parser.add_argument("--peers", type=int, default=10, help="exposures of each field that other programs measure")
     parser.add_argument("--without", default="", help="peers that are not to measure, with commas")

@@ -248,14 +248,20 @@ def _line(at: F64, seen: F64) -> tuple[float, float]:
 
 def _structure(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     """Structure function of the field between places, at length 1: it rises as r^(2/3), Kolmogorov's (1941) law."""
-    distance2 = (a[:, None, 0] - b[None, :, 0]) ** 2 + (a[:, None, 1] - b[None, :, 1]) ** 2
+    out, other = (np.subtract.outer(a[:, k], b[:, k]) for k in (0, 1))
+    out *= out
+    other *= other
+    out += other
     with np.errstate(divide="ignore"):  # the cube root by way of the logarithm: several times as fast
-        return np.asarray(np.exp(np.log(distance2) / 3))
+        np.log(out, out=out)
+    out *= out.dtype.type(1 / 3)
+    return np.asarray(np.exp(out, out=out))
 
 
 def _kernel(structure: NDArray[Any], length: float) -> NDArray[Any]:
     """Correlation of a field of that coherence length."""
-    return np.asarray(np.exp(structure * structure.dtype.type(-(length ** (-2 / 3)))))
+    out = structure * structure.dtype.type(-(length ** (-2 / 3)))
+    return np.asarray(np.exp(out, out=out))
 
 
 def _design(places: F64, aspect: F64, degree: int) -> F64:
@@ -297,15 +303,19 @@ def _hyperparameters(cells: Cells, degree: int, aspect: F64) -> Law:
 
 def _krige(cells: Cells, nodes: F64, aspect: F64, trend: Trend, law: Law) -> tuple[F64, F64]:
     """Field plus polynomial (n, 2) at the nodes, and its error."""
-    near = _kernel(_structure(cells.places, cells.places), law.length)
-    # Single precision at the nodes: the noise keeps the matrix far from singular, and this is most of the time.
-    between = _kernel(_structure(cells.places.astype(np.float32), nodes.astype(np.float32)), law.length)
+    # Single precision: the noise keeps the matrix far from singular, and this is most of the time.
+    places = cells.places.astype(np.float32)
+    near = _kernel(_structure(places, places), law.length)
+    between = _kernel(_structure(places, nodes.astype(np.float32)), law.length)
+    between *= np.float32(law.field)
     design, at_nodes = (_design(p, aspect, trend.degree) for p in (cells.places, nodes))
     n_terms = design.shape[1]
-    lower = np.linalg.cholesky(law.field * near + np.diag(cells.variance))
+    matrix = np.multiply(near, law.field, dtype=float)
+    matrix.flat[:: len(matrix) + 1] += cells.variance
+    lower = np.linalg.cholesky(matrix)
     solved = solve_triangular(lower, np.hstack([cells.residuals, design]), lower=True, check_finite=False)
     z, b = solved[:, :2], solved[:, 2:]
-    k = solve_triangular(lower.astype(np.float32), between * np.float32(law.field), lower=True, check_finite=False)
+    k = solve_triangular(lower.astype(np.float32), between, lower=True, check_finite=False)
     precision, target, left = b.T @ b, b.T @ z, at_nodes - k.T @ b
     out, error = k.T @ z, np.zeros((len(nodes), 2))
     own = law.field - np.einsum("ij,ij->j", k, k)

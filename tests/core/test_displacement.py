@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from stream.core.displacement import MIN_STARS, Displacement, Trend, fit_displacement
+from stream.core.robust import middle
 from stream.simulate.fields import RandomField
 
 F64 = NDArray[np.float64]
@@ -120,3 +121,10 @@ def test_the_same_stars_give_the_same_bytes_and_a_few_give_nothing() -> None:
     still = fit_displacement(air.x, air.y, 0 * air.dx, 0 * air.dy, air.stated, SHAPE)
     assert still is not None
     assert np.abs(still.dx).max() < 1e-6
+
+
+def test_the_middle_of_a_sample() -> None:
+    rng = np.random.default_rng(1)
+    for n in (1, 2, 3, 10, 101):
+        values = rng.normal(size=n)
+        assert middle(values) == np.sort(values)[n // 2]
