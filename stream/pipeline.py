@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from stream.astrometry import expected_refraction, refine, solve, wcs_cards
+from stream.astrometry import expected_refraction, own_colours, refine, solve, wcs_cards
 from stream.calibrate import (
     CalibrateSettings,
     calibrate,
@@ -271,7 +271,10 @@ def measure_science(
             lifted = expected_refraction(e, cone[0], cone[1])
             shape = image.data.shape
             astrometry = refine(astrometry, sources, gaia, e.jd_mid, shape, psf.fwhm, frames.distortion, lifted)
-        sources["ra"], sources["dec"] = astrometry.sky_of(sources["x"], sources["y"])
+        places = astrometry.sky_of(sources["x"], sources["y"])
+        if gaia is not None and lifted is not None:
+            places = own_colours(*places, gaia, astrometry.refraction, lifted.zenith)
+        sources["ra"], sources["dec"] = places
     infobits |= astrometry.infobits
     # The cloud rules count the calibrators of a whole quadrant; a header's number is of one, ours of what we see.
     share = 1.0 if zeropoint is not None else image.data.size / (FULL.nx * FULL.ny)

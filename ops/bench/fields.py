@@ -21,7 +21,9 @@ from stream.simulate.scheduler import schedule
 Progress = Callable[[str], None]
 N_REFERENCE = 20
 N_SCIENCE = 10
-N_FRINGE = 10  # exposures in i of earlier nights that the fringe frame is made of
+# The fringe frame is made of exposures of earlier nights, so many of each of the fields beside: of one field it would
+# hold the faint light of that field's stars, and take it from them.
+FRINGED, FRINGE_FIELDS, N_FRINGE = 3, (-2, -1, 1, 2), 2
 FILTERS = {"": 2, "r": 2, "g": 1, "i": 3}
 SEEING = (1.5, 3.5)  # px; references take the better half
 CCD, QID = 10, 2
@@ -36,12 +38,12 @@ FIELDS: dict[str, tuple[int, str, float | None]] = {
 def plan_of(name: str, camera: Camera = FULL, references: int | None = None, science: int = N_SCIENCE) -> NightPlan:
     """The plan of one of ``FIELDS``, in r or as ``NAME-g``, ``NAME-i`` in another filter: one quadrant of one CCD.
 
-    Of the other filters no reference is made: in i some exposures of earlier nights are there for the fringe frame.
+    Of the other filters no reference is made.
     """
     name, _, band = name.partition("-")
     fid = FILTERS[band]
     if references is None:
-        references = {1: 0, 2: N_REFERENCE, 3: N_FRINGE}[fid]
+        references = N_REFERENCE if fid == FILTERS["r"] else 0
     field, night, density = FIELDS[name]
     seed = 31 + list(FIELDS).index(name)
     return NightPlan(
@@ -49,6 +51,15 @@ def plan_of(name: str, camera: Camera = FULL, references: int | None = None, sci
         n_bias=5, n_flat=5, n_dark=3, n_reference=references, n_science=science, seeing=SEEING, cadence=1200.0,
         star_density=density, satellites=1.0, bright_stars=1,
     )  # fmt: skip
+
+
+def plans_of_fringes(plan: NightPlan) -> dict[int, NightPlan]:
+    """Exposures for the fringe frame of a plan in i, by field; of other filters none."""
+    if plan.fid != FRINGED:
+        return {}
+    bare = replace(plan, n_bias=0, n_flat=0, n_dark=0, n_reference=N_FRINGE, n_science=0)
+    fields = [plan.field + step for step in FRINGE_FIELDS]
+    return {field: replace(bare, field=field, noise_seed=plan.noise_seed + field) for field in fields}
 
 
 def flats_of_nights(plan: NightPlan) -> dict[str, NightPlan]:

@@ -72,7 +72,10 @@ def sample(frame: Frame, name: str) -> Sample:
     i, j = pairs.truth[use], pairs.row[use]
     dx, dy = c.x[j] - t["x"][i], c.y[j] - t["y"][i]
     east, north = np.full((2, len(i)), np.nan)
-    if c.sky_error is not None:  # x grows to the west, y to the south
+    if name == OURS and frame.sources is not None:  # the catalogue's own places, its stars' colours in them
+        ra, dec = frame.sources["ra"][j], frame.sources["dec"][j]
+        east, north = (ra - t["ra"][i]) * np.cos(np.radians(dec)) * 3600, (dec - t["dec"][i]) * 3600
+    elif c.sky_error is not None:  # x grows to the west, y to the south
         east = c.sky_error[0][i] - dx * FULL.pixel_scale
         north = c.sky_error[1][i] - dy * FULL.pixel_scale
     flux = t["flux"][i]

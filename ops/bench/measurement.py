@@ -25,7 +25,7 @@ from pathlib import Path
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
-from ops.bench.fields import FIELDS, plan_of, simulate
+from ops.bench.fields import FIELDS, plan_of, plans_of_fringes, simulate
 from ops.bench.measured import Frame, Unit, measure
 from ops.bench.measured_rows import OURS, Line, lines, overall, summary
 from ops.bench.peers import available
@@ -35,22 +35,25 @@ from stream.offline_calibration import build_calibrations, build_skies
 from stream.simulate import NightPlan
 from stream.sky import import_catalog
 
-FRINGED = 3  # the filter (i) whose sky has fringes
 SLOW = {"photutils": 1}  # exposures of a field that a slow program gets
 SKIPPED = {"photutils": ("dense",)}  # an hour a frame there
 
 
 def prepare(folder: Path, name: str, workers: int, console: Console, plan: NightPlan | None = None) -> Path:
-    """A field's frames, calibration and catalogues; made where they are missing. In i the fringe frame comes from the
-    earlier nights, as the survey's does."""
+    """A field's frames, calibration and catalogues; made where they are missing. In i the fringe frame comes from other
+    fields of earlier nights, as the survey's does."""
     field, plan = folder / name, plan or plan_of(name)
     simulate(field, plan, console.print, workers)
     store = str(field / "store")
     if not (field / "store" / "cal").is_dir():
         console.print(f"{name}: calibration")
         build_calibrations(sorted((field / "raw" / "cal").rglob("*.fits*")), Job(store, FULL), workers)
-        if plan.fid == FRINGED:
-            build_skies(sorted((field / "raw" / "ref").rglob("*.fits*")), "fringe", Job(store, FULL), workers)
+        packets: list[Path] = []
+        for number, beside in plans_of_fringes(plan).items():
+            simulate(field / "fringes" / str(number), beside, console.print, workers)
+            packets += sorted((field / "fringes" / str(number) / "raw").rglob("*_o.fits*"))
+        if packets:
+            build_skies(packets, "fringe", Job(store, FULL), workers)
     if not (field / "store" / "catalogs").is_dir():
         for kind in ("gaia", "ps1", "bright"):
             import_catalog(kind, [field / f"{kind}.parquet"], store)

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import erfa  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
-from stream.core.records import Exposure
+from stream.core.records import Exposure, Table
+from stream.core.sphere import chord, unit_vectors
 
 F64 = NDArray[np.float64]
 
@@ -27,6 +29,8 @@ UNCERTAINTY = 0.5  # of that, relative: spectra are no function of one colour
 # The stars' colour to which a WCS belongs: BP-RP of a star of g-r 0.6, the middle of most fields.
 MEAN_COLOUR = 1.1
 COLOUR_SPREAD = 0.6  # r.m.s. of stars' BP-RP about it, where no star's colour tells
+MATCH_RADIUS = 1.0  # arcsec: a catalogue star's motion since 2016 and a faint source's error; crowds are farther apart
+LEAST_SHIFT = 0.012  # arcsec a mag: below it stars' colours move their places by 5 mas at most, which nobody pays for
 COLOURS = (-0.5, 3.5)  # beyond, a colour is counted as at the end: so red a star is no straight line
 LOWEST_ALTITUDE = math.radians(15.0)  # nobody observes lower; a nonsensical time or place does
 
@@ -82,3 +86,40 @@ def fit_shift(along: F64, sigma: F64, blue: F64, expected: Refraction) -> float:
     prior = 1.0 / expected.uncertainty**2
     top = float(np.sum(weight * lever * along)) + prior * expected.shift
     return top / (float(np.sum(weight * lever**2)) + prior)
+
+
+def own_colours(ra: F64, dec: F64, gaia: Table, shift: float, zenith: tuple[float, float]) -> tuple[F64, F64]:
+    """Sky places (deg) of sources with the refraction of their own colours taken off, as far as Gaia knows them.
+
+    Parameters
+    ----------
+    ra, dec : ndarray, (n,)
+        As for a star of ``MEAN_COLOUR`` (deg); NaN stays.
+    gaia : structured array, GAIA_DTYPE
+    shift : float
+        arcsec a mag bluer; not finite or less than ``LEAST_SHIFT``: the places come back as they are.
+    zenith : (east, north)
+
+    Returns
+    -------
+    ra, dec : ndarray, (n,)
+        Sources without an entry within 1 arcsec, or of unknown colour there, stay.
+    """
+    known = np.flatnonzero(np.isfinite(gaia["bp_rp"]))
+    here = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
+    if not abs(shift) >= LEAST_SHIFT or not len(known) or not len(here):
+        return ra, dec
+    margin = 2 * MATCH_RADIUS / 3600
+    low, high = float(dec[here].min()) - margin, float(dec[here].max()) + margin
+    known = known[(gaia["dec"][known] > low) & (gaia["dec"][known] < high)]
+    if not len(known):
+        return ra, dec
+    tree = cKDTree(unit_vectors(gaia["ra"][known], gaia["dec"][known]), balanced_tree=False, compact_nodes=False)
+    distance, row = tree.query(unit_vectors(ra[here], dec[here]), distance_upper_bound=chord(MATCH_RADIUS))
+    found = np.isfinite(distance)
+    moved = here[found]
+    lift = shift / 3600.0 * bluer(gaia["bp_rp"][known[row[found]]])
+    out_ra, out_dec = ra.copy(), dec.copy()
+    out_dec[moved] -= lift * zenith[1]
+    out_ra[moved] -= lift * zenith[0] / np.cos(np.radians(dec[moved]))
+    return out_ra % 360.0, out_dec

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ops.bench.starfields import JD_MID, Field, make_field
 from stream.astrometry import (
     expected_refraction,
+    own_colours,
     pixel_of,
     pixel_positions,
     position_sigma,
@@ -154,6 +155,29 @@ def test_a_star_of_unknown_colour_is_less_sure_along_the_vertical() -> None:
     assert np.sqrt(np.mean((error[1] / stated[1]) ** 2)) == pytest.approx(1.0, abs=0.1)
     assert np.sqrt(np.mean((error[1] / bare[1]) ** 2)) > 2.0
     np.testing.assert_array_equal(stated[0], bare[0])  # the vertical is the north here
+
+
+def test_a_star_of_known_colour_loses_its_refraction() -> None:
+    seen = look(4, 5000, lift=0.080)
+    up = Refraction((0.0, 1.0), 0.050, 0.025)
+    solution = seen.refined(refraction=up)
+    gaia = seen.field.gaia.copy()
+    gaia["bp_rp"][::3] = np.nan
+    ra, dec = propagate(gaia, JD_MID, parallax=True)
+    lift = 0.080 * (MEAN_COLOUR - seen.field.gaia["bp_rp"]) / 3600.0
+    x, y = pixel_positions(seen.field.truth, ra, dec + lift)
+    on = (x > 0) & (x < seen.field.shape[1] - 1) & (y > 0) & (y < seen.field.shape[0] - 1)
+    plain = sky_of(solution, *seen.moved(x[on], y[on]))
+    found = own_colours(*plain, gaia, solution.refraction, up.zenith)
+    known = np.isfinite(gaia["bp_rp"][on])
+    before, after = ((p[1] - dec[on]) * 3600 for p in (plain, found))
+    np.testing.assert_array_equal(after[~known], before[~known])
+    np.testing.assert_allclose(found[0], plain[0], atol=1e-12)
+    assert np.std(after[known]) < 0.4 * np.std(before[known])
+    # What is small, or not measured, changes nothing; nor do places that are none.
+    for shift in (0.005, np.nan):
+        assert own_colours(*plain, gaia, shift, up.zenith)[1] is plain[1]
+    assert np.isnan(own_colours(np.array([np.nan, 1.0]), np.array([2.0, 1.0]), gaia, 0.08, up.zenith)[0][0])
 
 
 def test_the_zenith_is_where_it_is() -> None:
