@@ -29,3 +29,13 @@ def compiled(function: F) -> F:
     """
     kernel: F = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=FREEDOM)(function)
     return kernel
+
+
+def inner(function: F) -> F:
+    """As ``compiled``, for a function that only other compiled ones call and that makes no array.
+
+    Every view of an array (a slice, a row) otherwise counts its references, which takes longer than the loop over the
+    dozen pixels that it is made for. The caller holds the arrays; what such a function returns must be none of its own.
+    """
+    kernel: F = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=FREEDOM, _nrt=False)(function)
+    return kernel

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core.compiled import compiled
+from stream.core.compiled import compiled, inner
 from stream.core.records import F32
 
 F64 = NDArray[np.float64]
@@ -53,7 +53,7 @@ def aperture_fluxes(image: F32, unusable: BOOL, x: F64, y: F64, radii: tuple[flo
     return out
 
 
-@compiled
+@inner
 def _cut(first: float, n: int, radius: float, out: _Edges) -> None:
     """Edges at ``first``, ``first + 1``, ..., n of them."""
     for k in range(n):
@@ -62,7 +62,7 @@ def _cut(first: float, n: int, radius: float, out: _Edges) -> None:
         out.area[k] = 0.5 * (u * math.sqrt(max(radius * radius - u * u, 0.0)) + radius * radius * math.asin(u / radius))
 
 
-@compiled
+@inner
 def _corner(u: float, v: float, hu: float, hv: float, square: float) -> float:
     """Q at a corner, with the sign of u v."""
     if u * u + v * v <= square:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.core.compiled import compiled
 from stream.core.errors import PhotometryError
 from stream.core.flags import BAD_BITS, Mask
 from stream.core.records import DETECTION_DTYPE, F32, U16, Background, Table
@@ -37,9 +38,9 @@ FAINT, PEDESTAL = 2.0, 2.5
 _REACH = np.arange(-9, 10)
 _RING = np.flatnonzero((np.abs(np.hypot(_REACH[:, None], _REACH) - 7.0) <= 2.0) & ((_REACH[:, None] + _REACH) % 2 == 0))
 RING_Y, RING_X = _RING // len(_REACH) - 9, _RING % len(_REACH) - 9
-ROWS = 32  # of a strip that is filtered at once: its arrays stay in the processor's cache
 SIGMA_PER_FWHM = 1 / 2.3548200450309493
 
+F64 = NDArray[np.float64]
 INT = NDArray[np.intp]
 BOOL = NDArray[np.bool_]
 
@@ -111,6 +112,50 @@ class _Pixels:
     photons: F32
 
 
+@dataclass(frozen=True, slots=True)
+class SearchNoise:
+    """What residuals must stand out of: ``threshold`` times the noise of the image filtered with a Gaussian of
+    ``fwhm`` px, which is the sky's (``rms``, DN, (ny, nx)), the photons' (``gain``, e-/DN) of the light taken off, and
+    a ``part`` of that light."""
+
+    rms: F32
+    gain: float
+    part: float
+    threshold: float
+    fwhm: float
+
+
+def search_residuals(image: F32, residual: F32, mask: U16, noise: SearchNoise) -> tuple[F64, F64, F64]:
+    """Places (px) and rough fluxes of what stands out of an image whose sources are taken off.
+
+    Parameters
+    ----------
+    image, residual : ndarray, (ny, nx), float32
+        DN, sky off: with the sources and without; finite.
+    mask : ndarray, (ny, nx), uint16
+
+    Returns
+    -------
+    x, y, flux : ndarray, (n,)
+    """
+    unusable = (mask & np.uint16(NOT_DETECTED_BITS)) != 0
+    cleared = np.where(unusable, np.float32(0), residual)
+    index, value = pixels_above(cleared, noise.rms, unusable, noise.threshold, noise.fwhm)
+    rest = cleared.reshape(-1)[index]
+    light = image.reshape(-1)[index] - rest
+    variance = (np.float32(noise.part) * light) ** 2 + np.maximum(light, 0) / np.float32(noise.gain)
+    local: F32 = np.sqrt(variance + noise.rms.reshape(-1)[index] ** 2)
+    above = value > np.float32(noise.threshold) * local
+    index, rest, local = index[above], rest[above], local[above]
+    pixels = _Pixels(index, value[above] / local, rest, local, np.float32(1 / noise.gain) / local**2)
+    basins = _basins(pixels, mask, noise.threshold)
+    real = np.flatnonzero(_above_pedestal(pixels, basins.peak, cleared, noise.threshold, noise.fwhm))
+    flux = np.asarray(np.bincount(basins.owner, np.maximum(rest, 0), len(basins.peak)), np.float64)[real]
+    y, x = np.divmod(index[basins.peak[real]].astype(float), image.shape[1])
+    x, y = windowed_centroids(cleared, x, y, noise.fwhm * SIGMA_PER_FWHM)
+    return x[flux > 0], y[flux > 0], flux[flux > 0]
+
+
 def filter_taps(fwhm: float) -> F32:
     """One axis of the Gaussian filter, reaching 2.7 sigma, scaled so that white noise keeps its variance."""
     half = max(int(np.ceil(2.5 * fwhm * SIGMA_PER_FWHM - 0.5)), 1)
@@ -124,40 +169,59 @@ def _significant(
 ) -> _Pixels:
     """The usable pixels where the filtered image exceeds ``threshold`` times its noise; filter and gain follow it."""
     threshold, fwhm, gain = settings
-    taps = filter_taps(fwhm)
-    ny, nx = image.shape
-    half = len(taps) // 2
-    indices, values = [], []
-    for start in range(0, ny, ROWS):
-        stop = min(start + ROWS, ny)
-        strip = np.zeros((stop - start + 2 * half, nx + 2 * half), np.float32)
-        low, high = max(start - half, 0), min(stop + half, ny)
-        strip[low - start + half : high - start + half, half : half + nx] = image[low:high]
-        filtered = _symmetric(_symmetric(strip, taps).T, taps).T
-        found = np.flatnonzero((filtered > np.float32(threshold) * background.rms[start:stop]) & ~unusable[start:stop])
-        indices.append(found + start * nx)
-        values.append(filtered.reshape(-1)[found])
-    index = np.concatenate(indices)
+    index, value = pixels_above(image, background.rms, unusable, threshold, fwhm)
     noise = background.rms.reshape(-1)[index]
     if gain is not None:
         photons = np.float32(1 / gain) / noise**2
     else:
         level = background.level.reshape(-1)[index]
         photons = np.divide(np.float32(1), level, out=np.zeros_like(noise), where=level > 0)
-    return _Pixels(index, np.concatenate(values) / noise, image.reshape(-1)[index], noise, photons)
+    return _Pixels(index, value / noise, image.reshape(-1)[index], noise, photons)
 
 
-def _symmetric(image: F32, taps: F32) -> F32:
-    """Correlate the first axis with symmetric taps, ends off."""
-    half = len(taps) // 2
-    n = len(image) - 2 * half
-    out: F32 = image[half : half + n] * taps[half]
-    pair = np.empty_like(out)
-    for k in range(1, half + 1):
-        np.add(image[half - k : half - k + n], image[half + k : half + k + n], out=pair)
-        pair *= taps[half + k]
-        out += pair
-    return out
+def pixels_above(image: F32, noise: F32, unusable: BOOL, threshold: float, fwhm: float) -> tuple[INT, F32]:
+    """Flat indices (ascending) of usable pixels whose filtered value exceeds ``threshold`` times the noise, and that.
+
+    Of more than ``MAX_ACTIVE`` of all pixels the first so many and one more.
+    """
+    most = int(MAX_ACTIVE * image.size) + 1
+    index, value = np.empty(most, np.int64), np.empty(most, np.float32)
+    n = _filter(np.ascontiguousarray(image), noise, unusable, filter_taps(fwhm), np.float32(threshold), index, value)
+    return index[:n].copy(), value[:n].copy()
+
+
+@compiled
+def _filter(
+    image: F32, noise: F32, unusable: BOOL, taps: F32, threshold: np.float32, index: NDArray[np.int64], value: F32
+) -> int:
+    """How many pixels of the filtered image are above the threshold: they fill ``index`` and ``value``."""
+    ny, nx = image.shape
+    half, n = len(taps) // 2, 0
+    middle = taps[half]
+    column, line = np.zeros(nx + 2 * half, np.float32), np.empty(nx, np.float32)
+    nothing = np.zeros(nx, np.float32)
+    for j in range(ny):
+        inner, row = column[half : half + nx], image[j]
+        for i in range(nx):
+            inner[i] = middle * row[i]
+        for k in range(1, half + 1):
+            above, below = image[j - k] if j >= k else nothing, image[j + k] if j + k < ny else nothing
+            tap = taps[half + k]
+            for i in range(nx):
+                inner[i] += tap * (above[i] + below[i])
+        for i in range(nx):
+            line[i] = middle * inner[i]
+        for k in range(1, half + 1):
+            left, right, tap = column[half - k : half - k + nx], column[half + k : half + k + nx], taps[half + k]
+            for i in range(nx):
+                line[i] += tap * (left[i] + right[i])
+        for i in range(nx):
+            if line[i] > threshold * noise[j, i] and not unusable[j, i]:
+                if n == len(index):
+                    return n
+                index[n], value[n] = j * nx + i, line[i]
+                n += 1
+    return n
 
 
 def _basins(pixels: _Pixels, mask: U16, threshold: float) -> Basins:

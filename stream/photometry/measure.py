@@ -18,7 +18,8 @@ from stream.photometry.background import without_sky
 from stream.photometry.detect import NOT_DETECTED_BITS
 from stream.photometry.fit import Fit
 from stream.photometry.groups import has_neighbour
-from stream.photometry.scene import NEIGHBOUR_REACH, Scene, fit_scene, fit_sequences, is_crowded
+from stream.photometry.scene import NEIGHBOUR_REACH, Scene, fit_scene, is_crowded
+from stream.photometry.sequences import fit_sequences
 from stream.photometry.stamps import box_flags, nearest_pixels
 
 F64 = NDArray[np.float64]

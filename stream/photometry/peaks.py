@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core.compiled import compiled
+from stream.core.compiled import compiled, inner
 from stream.core.records import F32
 
 INT = NDArray[np.int64]
@@ -89,7 +89,7 @@ def _roots(pointer: INT) -> None:
             pointer[here], here = root, pointer[here]
 
 
-@compiled
+@inner
 def _touching(pixel: INT, nx: int, i: int, k: int) -> bool:
     """Whether list positions i < k (maybe beyond the list's end) are neighbours: eastern or one row below."""
     if k >= len(pixel):
@@ -123,7 +123,7 @@ def _climb(pixel: INT, value: F32, nx: int, best: INT, below: INT) -> None:
     _roots(best)
 
 
-@compiled
+@inner
 def _borders(pixel: INT, value: F32, nx: int, below: INT, owner: INT, out: tuple[INT, INT, F32]) -> int:
     """Pairs of basins that touch, and the lower pixel's value, into ``out`` as far as it goes; how many there are."""
     count = 0
@@ -187,7 +187,7 @@ def _merge(
     return parent
 
 
-@compiled
+@inner
 def _higher(value: F32, peaks: INT, a: int, b: int) -> bool:
     """Whether basin a's peak is above b's; of equal ones the later, as pixels point."""
     one, other = value[peaks[a]], value[peaks[b]]

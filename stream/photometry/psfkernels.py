@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core.compiled import compiled
+from stream.core.compiled import compiled, inner
 from stream.core.psfread import PsfTable, psf_work, read_slopes
 from stream.photometry.kernels import eliminate, own_equations
 
@@ -108,7 +108,7 @@ def fit_single_stars(windows: Windows, stars: Stars, table: PsfTable, noise: Noi
             stars.dy[s] = min(max(stars.dy[s] + y, home_y - MAX_SHIFT), home_y + MAX_SHIFT)
 
 
-@compiled
+@inner
 def _angles(cosine: float, sine: float, root: float, out: F32) -> None:
     """``root`` times 1, cos phi, sin phi, cos 2 phi, sin 2 phi, ... as far as ``out`` goes."""
     c, s = 1.0, 0.0
@@ -118,7 +118,7 @@ def _angles(cosine: float, sine: float, root: float, out: F32) -> None:
         out[2 * m - 1], out[2 * m] = root * c, root * s
 
 
-@compiled
+@inner
 def _project_out(columns: F32, rows: F32, right: F32, memory: F32) -> None:
     """Take what three ``columns`` (3, n) explain out of ``rows`` (n, k) and ``right`` (n,); they become orthonormal."""
     for a in range(3):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core.compiled import compiled
+from stream.core.compiled import compiled, inner
 from stream.core.records import F32
 
 F64 = NDArray[np.float64]
@@ -40,7 +40,7 @@ def windowed_centroids(image: F32, x: F64, y: F64, sigma: float) -> tuple[F64, F
     return out_x, out_y
 
 
-@compiled
+@inner
 def _window(offset: float, sigma: float, out: F64) -> None:
     """The Gaussian around ``offset`` at the pixels of one axis."""
     for i in range(SIDE):

@@ -8,22 +8,26 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stream.core.psf import PsfModel, moffat_psf, read_gradients
+from stream.core.psf import STAMP, PsfModel, moffat_psf, read_gradients
 from stream.core.psfread import psf_table
 from stream.photometry.groups import Groups, groups_of, lone_groups
 from stream.photometry.kernels import (
+    CELL,
     COVERED,
     FIGURES,
     MAX_STEP,
     PLACE_PRIOR,
     RIDGE,
     SKY_PART,
+    TILE,
     VARIANCE,
     Pixels,
     Sources,
     Step,
+    Tables,
+    draw_sources,
     step_groups,
-    subtract_sources,
+    stir_places,
 )
 
 SHAPE, SIZE, GAIN = (60, 70), 11, 6.0
@@ -62,10 +66,20 @@ def case() -> Case:
     unusable = np.zeros(SHAPE, bool)
     unusable[38:44, 51] = unusable[31, 22] = True
     x, y, flux = X + rng.normal(0, 0.1, 6), Y + rng.normal(0, 0.1, 6), FLUX * rng.normal(1, 0.1, 6)
-    sources = Sources(x, y, flux, X.copy(), Y.copy(), np.full(6, 64, np.float32), psf.coefficients(x, y))
+    noise, row, wide = np.full(6, 64, np.float32), np.arange(6), np.zeros(6, bool)
+    sources = Sources(x, y, flux, X.copy(), Y.copy(), noise, row, psf.coefficients(x, y), wide)
     residual = image.copy()
-    subtract_sources(residual, np.arange(6), sources, psf_table(psf, SIZE), SIZE)
-    return Case(psf, Pixels(image, residual, unusable), sources)
+    draw_sources(residual, np.arange(6), sources, tables(psf), -1.0)
+    spoiled = np.zeros((-(-SHAPE[0] // TILE), -(-SHAPE[1] // TILE)), bool)
+    rows, columns = np.nonzero(unusable)
+    spoiled[rows // TILE, columns // TILE] = True
+    stirred = np.zeros((-(-SHAPE[0] // CELL), -(-SHAPE[1] // CELL)), np.int64)
+    return Case(psf, Pixels(image, residual, unusable, spoiled, stirred), sources)
+
+
+def tables(psf: PsfModel, bright: float = np.inf) -> Tables:
+    """Models of faint sources are drawn as far as their windows reach, with all of their light as well."""
+    return Tables(psf_table(psf, SIZE), psf_table(psf, STAMP), bright)
 
 
 def plain_step(
@@ -107,8 +121,8 @@ def test_a_step_is_that_of_the_normal_equations(case: Case) -> None:
         plain_step(case, [5], []),
     ]
     figures = np.full((6, len(FIGURES)), np.nan)
-    step = Step(SIZE, 1 / GAIN, False, True, True)
-    step_groups(case.pixels, case.sources, groups, psf_table(case.psf, SIZE), step, figures)
+    step = Step(SIZE, 1 / GAIN, False, True, True, False, 1)
+    step_groups(case.pixels, case.sources, groups, tables(case.psf), step, figures)
     end = np.stack([case.sources.flux, case.sources.x, case.sources.y], axis=1)
     change = np.concatenate([part[0] for part in wanted])
     assert end - start == pytest.approx(change, rel=1e-3, abs=1e-4)
@@ -122,7 +136,7 @@ def test_a_step_is_that_of_the_normal_equations(case: Case) -> None:
 
 def test_one_alone_needs_no_residual_image(case: Case) -> None:
     """The model taken off in the window or before in the image: the same step."""
-    table, ends = psf_table(case.psf, SIZE), []
+    ends = []
     for alone in (True, False):
         copy = Sources(*(column.copy() for column in case.sources))
         pixels = case.pixels._replace(residual=case.pixels.image) if alone else case.pixels
@@ -130,12 +144,38 @@ def test_one_alone_needs_no_residual_image(case: Case) -> None:
             pixels,
             copy,
             lone_groups(np.array([5])),
-            table,
-            Step(SIZE, 1 / GAIN, alone, True, False),
+            tables(case.psf),
+            Step(SIZE, 1 / GAIN, alone, True, False, False, 1),
             np.empty((6, len(FIGURES))),
         )
         ends.append((copy.flux[5], copy.x[5], copy.y[5]))
     assert ends[0] == pytest.approx(ends[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("bright", [np.inf, 0.0, 150.0])
+def test_the_residual_image_follows_the_steps(case: Case, bright: float) -> None:
+    """After a step it is the image without the models as they are now, faint ones and those that became bright."""
+    groups, figures = groups_of(X, Y, np.arange(6), 2.4), np.empty((6, len(FIGURES)))
+    for turn in (1, 2):
+        step = Step(SIZE, 1 / GAIN, False, True, False, True, turn)
+        step_groups(case.pixels, case.sources, groups, tables(case.psf, bright), step, figures)
+    assert case.sources.wide[[0, 3, 1, 5]].tolist() == [bright < 200] * 2 + [bright < 50] * 2
+    wanted = case.pixels.image.copy()
+    draw_sources(wanted, np.arange(6), case.sources, tables(case.psf), -1.0)  # as ``wide`` says
+    # A small change is drawn within the window around the place before, which another pixel's may be now.
+    assert np.abs(case.pixels.residual - wanted).max() < 0.01 * np.abs(case.pixels.image - wanted).max()
+
+
+def test_what_is_at_rest_is_left_alone(case: Case) -> None:
+    """A turn passes over groups around which the one before changed nothing, until something stirs there."""
+    groups, figures = groups_of(X, Y, np.arange(6), 2.4), np.empty((6, len(FIGURES)))
+    step = Step(SIZE, 1 / GAIN, False, True, False, True, 5)  # nothing is marked: at rest since turn 0
+    before = case.sources.flux.copy()
+    step_groups(case.pixels, case.sources, groups, tables(case.psf), step, figures)
+    assert (case.sources.flux == before).all()
+    stir_places(case.pixels.stirred, np.array([51.0]), np.array([42.0]), 4)
+    step_groups(case.pixels, case.sources, groups, tables(case.psf), step, figures)
+    assert (case.sources.flux != before).tolist() == [False] * 5 + [True]
 
 
 def test_groups_hold_their_pairs() -> None:
