@@ -13,7 +13,7 @@ from stream.core.flags import BAD_BITS, Mask
 from stream.core.records import DETECTION_DTYPE, F32, U16, Background, Table
 from stream.photometry.background import without_sky
 from stream.photometry.peaks import Basins, find_basins
-from stream.photometry.stamps import box_flags, window_index
+from stream.photometry.stamps import box_flags
 from stream.photometry.windowed import windowed_centroids
 
 # FWHM of the filter, px: between the survey's best and median seeing. A filter off by 30 % in width costs a star
@@ -139,7 +139,8 @@ def search_residuals(image: F32, residual: F32, mask: U16, noise: SearchNoise) -
     x, y, flux : ndarray, (n,)
     """
     unusable = (mask & np.uint16(NOT_DETECTED_BITS)) != 0
-    cleared = np.where(unusable, np.float32(0), residual)
+    cleared = residual.copy()
+    cleared[unusable] = 0
     index, value = pixels_above(cleared, noise.rms, unusable, noise.threshold, noise.fwhm)
     rest = cleared.reshape(-1)[index]
     light = image.reshape(-1)[index] - rest
@@ -260,35 +261,59 @@ def _above_pedestal(pixels: _Pixels, peak: INT, sky_off: F32, threshold: float, 
 def _table(pixels: _Pixels, basins: Basins, real: INT, sky_off: F32, mask: U16, fwhm: float) -> Table:
     """Isophotal sums and moments of basins, windowed centroids, flags; rows only for the ``real`` ones."""
     ny, nx = sky_off.shape
-    n = len(basins.peak)
-    y0, x0 = np.divmod(pixels.index[basins.peak], nx)
-    value = np.maximum(pixels.light, 0).astype(float)
-    y, x = np.divmod(pixels.index, nx)
-    dx, dy = (x - x0[basins.owner]).astype(float), (y - y0[basins.owner]).astype(float)
-
-    def total(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(np.bincount(basins.owner, weights, n)[real], np.float64)
-
-    flux = total(value)
+    sums = np.zeros((len(basins.peak), len(_SUMS)))
+    _sum_moments(pixels.index, basins.owner, pixels.index[basins.peak], pixels.light, nx, sums)
+    n_pixels, flux, mx, my, xx, yy, xy = sums[real].T
+    y0, x0 = np.divmod(pixels.index[basins.peak[real]], nx)
     safe = np.where(flux > 0, flux, 1)
-    mx, my = total(value * dx) / safe, total(value * dy) / safe
-    xx, yy, xy = (
-        total(value * a * b) / safe - ma * mb for a, b, ma, mb in ((dx, dx, mx, mx), (dy, dy, my, my), (dx, dy, mx, my))
-    )
+    mx, my = mx / safe, my / safe
+    xx, yy, xy = xx / safe - mx * mx, yy / safe - my * my, xy / safe - mx * my
     # A pixel is as wide as this; without it a source of one pixel would have no extent.
     xx, yy = np.maximum(xx, 1 / 12), np.maximum(yy, 1 / 12)
     mean, split = 0.5 * (xx + yy), np.hypot(0.5 * (xx - yy), xy)
     table = np.zeros(len(real), DETECTION_DTYPE)
     table["a"], table["b"] = np.sqrt(mean + split), np.sqrt(np.maximum(mean - split, 1 / 12))
     table["theta"] = 0.5 * np.arctan2(2 * xy, xx - yy)
-    table["flux"], table["npix"] = flux, np.bincount(basins.owner, minlength=n)[real]
-    around = window_index(x0[real], y0[real], 3, (ny, nx))[0]
-    table["peak"] = sky_off.reshape(-1)[around].max(axis=(1, 2))
+    table["flux"], table["npix"] = flux, n_pixels
+    peak = np.empty(len(real), np.float32)
+    _brightest(sky_off, x0, y0, peak)
+    table["peak"] = peak
     table["snr"] = pixels.snr[basins.peak[real]]
     sigma = fwhm * SIGMA_PER_FWHM
-    table["x"], table["y"] = windowed_centroids(sky_off, x0[real].astype(float), y0[real].astype(float), sigma)
+    table["x"], table["y"] = windowed_centroids(sky_off, x0.astype(float), y0.astype(float), sigma)
     np.clip(table["x"], 0, nx - 1, out=table["x"])
     np.clip(table["y"], 0, ny - 1, out=table["y"])
     table = table[flux > 0]
     table["flags"] = box_flags(mask, table["x"], table["y"], edge=None)
-    return table[np.lexsort((table["x"], table["y"]))]
+    ordered: Table = table[np.lexsort((table["x"], table["y"]))]
+    return ordered
+
+
+_SUMS = "n_pixels", "flux", "mx", "my", "xx", "yy", "xy"
+
+
+@compiled
+def _sum_moments(index: INT, owner: INT, peak: INT, light: F32, nx: int, out: F64) -> None:
+    """Pixels of each basin, their light, and its first and second moments around the ``peak``'s pixel (flat index)."""
+    for p in range(len(index)):
+        basin = owner[p]
+        value, sums = max(float(light[p]), 0.0), out[basin]
+        dx, dy = float(index[p] % nx - peak[basin] % nx), float(index[p] // nx - peak[basin] // nx)
+        sums[0] += 1
+        sums[1] += value
+        sums[2] += value * dx
+        sums[3] += value * dy
+        sums[4] += value * dx * dx
+        sums[5] += value * dy * dy
+        sums[6] += value * dx * dy
+
+
+@compiled
+def _brightest(image: F32, x: INT, y: INT, out: F32) -> None:
+    """The highest of the 3 x 3 pixels around each pixel."""
+    ny, nx = image.shape
+    for k in range(len(x)):
+        out[k] = image[y[k], x[k]]
+        for j in range(max(y[k] - 1, 0), min(y[k] + 2, ny)):
+            for i in range(max(x[k] - 1, 0), min(x[k] + 2, nx)):
+                out[k] = max(out[k], image[j, i])

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
+
+from stream.photometry.pairs import close_pairs
 
 F64 = NDArray[np.float64]
 INT = NDArray[np.int64]
@@ -38,11 +39,9 @@ class Groups(NamedTuple):
 def has_neighbour(x: F64, y: F64, reach: float) -> BOOL:
     """Sources with another one within ``reach`` px."""
     crowded = np.zeros(len(x), bool)
-    if len(x) < 2:
-        return crowded
-    places = np.stack([x, y], axis=1)
-    distance, _ = cKDTree(places).query(places, k=2, distance_upper_bound=reach)
-    return np.asarray(np.isfinite(distance[:, 1]))
+    for one in close_pairs(x, y, reach):
+        crowded[one] = True
+    return crowded
 
 
 def lone_groups(rows: INT) -> Groups:
@@ -69,7 +68,7 @@ def groups_of(x: F64, y: F64, rows: INT, fwhm: float) -> Groups:
 def _link(places: F64, reach: float) -> tuple[INT, INT]:
     """Pairs within reach and the group of each source (numbered by first members), none larger than MAX_GROUP."""
     n = len(places)
-    pairs = cKDTree(places).query_pairs(reach, output_type="ndarray").astype(np.int64)
+    pairs = np.stack(close_pairs(places[:, 0], places[:, 1], reach), axis=1)
     distance = np.hypot(*(places[pairs[:, 0]] - places[pairs[:, 1]]).T)
     while True:
         links = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (n, n))

@@ -90,11 +90,12 @@ def _roots(pointer: INT) -> None:
 
 
 @inner
-def _touching(pixel: INT, nx: int, i: int, k: int) -> bool:
-    """Whether list positions i < k (maybe beyond the list's end) are neighbours: eastern or one row below."""
+def _touching(pixel: INT, nx: int, here: int, column: int, k: int) -> bool:
+    """Whether the pixel ``here``, in a column, and that at the list's position ``k`` (maybe beyond its end), a later
+    one, are neighbours: eastern or one row below."""
     if k >= len(pixel):
         return False
-    step, column = pixel[k] - pixel[i], pixel[i] % nx
+    step = pixel[k] - here
     if step == 1 and column < nx - 1:
         return True
     offset = step - nx
@@ -112,9 +113,10 @@ def _climb(pixel: INT, value: F32, nx: int, best: INT, below: INT) -> None:
         while first < n and pixel[first] < pixel[i] + nx - 1:
             first += 1
         below[i] = first
+        here, column = pixel[i], pixel[i] % nx
         for q in range(4):
             k = i + 1 if q == 0 else first + q - 1
-            if k == i or not _touching(pixel, nx, i, k):
+            if k == i or not _touching(pixel, nx, here, column, k):
                 continue
             if value[k] >= value[best[i]] and (value[k] > value[best[i]] or k > best[i]):
                 best[i] = k
@@ -128,9 +130,10 @@ def _borders(pixel: INT, value: F32, nx: int, below: INT, owner: INT, out: tuple
     """Pairs of basins that touch, and the lower pixel's value, into ``out`` as far as it goes; how many there are."""
     count = 0
     for i in range(len(pixel)):
+        here, column = pixel[i], pixel[i] % nx
         for q in range(4):
             k = i + 1 if q == 0 else below[i] + q - 1
-            if k == i or not _touching(pixel, nx, i, k) or owner[i] == owner[k]:
+            if k == i or not _touching(pixel, nx, here, column, k) or owner[i] == owner[k]:
                 continue
             if count < len(out[0]):
                 out[0][count], out[1][count], out[2][count] = owner[i], owner[k], min(value[i], value[k])
@@ -151,10 +154,12 @@ def _merge(
     together: BOOL,
 ) -> INT:
     """Basin into which each basin goes, itself if its peak is significant."""
-    n, none = len(peaks), (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-    left = _borders(pixel, value, nx, below, owner, none)
-    borders = (np.empty(left, np.int64), np.empty(left, np.int64), np.empty(left, np.float32))
-    _borders(pixel, value, nx, below, owner, borders)
+    n, most = len(peaks), 8 * len(peaks) + 1000
+    borders = (np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.float32))
+    left = _borders(pixel, value, nx, below, owner, borders)
+    if left > most:
+        borders = (np.empty(left, np.int64), np.empty(left, np.int64), np.empty(left, np.float32))
+        _borders(pixel, value, nx, below, owner, borders)
     first, second, saddle = borders
     parent, step, target, level = np.arange(n), np.arange(n), np.empty(n, np.int64), np.empty(n, np.float32)
     for _ in range(MERGE_ROUNDS):

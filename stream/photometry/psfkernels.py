@@ -65,6 +65,59 @@ class Functions(NamedTuple):
     edges: INT
 
 
+class Image(NamedTuple):
+    """DN with sky in, the sky's level, mask bits, and those that spoil a pixel."""
+
+    data: F32
+    level: F32
+    mask: NDArray[np.uint16]
+    bad: np.uint16
+
+
+@compiled
+def gather_windows(image: Image, ix: INT, iy: INT, out: Windows) -> None:
+    """Windows around pixels (n,), the sky's level in place of a variance; beyond the image nothing is usable or set."""
+    ny, nx = image.data.shape
+    side = out.values.shape[1]
+    half = side // 2
+    for k in range(len(ix)):
+        for j in range(max(half - iy[k], 0), min(side, ny - iy[k] + half)):
+            row = iy[k] + j - half
+            for i in range(max(half - ix[k], 0), min(side, nx - ix[k] + half)):
+                column = ix[k] + i - half
+                value, level = image.data[row, column], image.level[row, column]
+                out.values[k, j, i], out.variance[k, j, i] = value - level, level
+                out.usable[k, j, i] = abs(value) < np.float32(np.inf) and (image.mask[row, column] & image.bad) == 0
+
+
+@compiled
+def hide_discs(usable: BOOL, window: INT, dx: F64, dy: F64, radius: F64) -> None:
+    """Pixels of windows (n, side, side) nearer than ``radius`` to places (px from the middle pixel) become unusable."""
+    side = usable.shape[1]
+    for q in range(len(window)):
+        for j in range(side):
+            y = j - side // 2 - dy[q]
+            for i in range(side):
+                x = i - side // 2 - dx[q]
+                if x * x + y * y < radius[q] * radius[q]:
+                    usable[window[q], j, i] = False
+
+
+@compiled
+def soft_apertures(values: F32, dx: F64, dy: F64, radii: F64, out: F64) -> None:
+    """Sums (n, n_radii) within radii around places in windows (px from the middle pixel), edges softened over a px."""
+    side = values.shape[1]
+    out[:] = 0
+    for k in range(len(dx)):
+        for j in range(side):
+            y = j - side // 2 - dy[k]
+            for i in range(side):
+                x = i - side // 2 - dx[k]
+                r = math.sqrt(x * x + y * y)
+                for q in range(len(radii)):
+                    out[k, q] += values[k, j, i] * min(max(radii[q] + 0.5 - r, 0.0), 1.0)
+
+
 @compiled
 def fit_single_stars(windows: Windows, stars: Stars, table: PsfTable, noise: Noise, size: int, misfit: F64) -> None:
     """Places and fluxes of stars from their cores of ``size`` px, in place; ``misfit`` is the reduced chi-square.

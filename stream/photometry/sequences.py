@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from stream.core.records import U16
 from stream.photometry.background import estimate_background
@@ -15,6 +14,7 @@ from stream.photometry.detect import SearchNoise, search_residuals
 from stream.photometry.fit import MIN_COVERAGE, Fit, fit_errors
 from stream.photometry.groups import groups_of
 from stream.photometry.kernels import COVERED, INFORMATION, stir_places
+from stream.photometry.pairs import close_pairs, cross_pairs
 from stream.photometry.scene import Fitting, Scene, compiled_sources, is_bright, sky_covariance
 
 F64 = NDArray[np.float64]
@@ -45,10 +45,9 @@ def fit_sequences(scene: Scene, fit: Fit, mask: U16) -> tuple[Scene, Fit]:
     known = len(fit)
     fitting = Fitting.begin(scene, fit, crowded=True)
     fitting.draw(fitting.order)
-    for turn in range(FIRST_ROUNDS):
-        _turns(fitting, 1)
-        if turn == 0:  # early, so that later turns find nothing new everywhere
-            _new_sky(fitting, mask)
+    _turns(fitting, 1)
+    _new_sky(fitting, mask)  # early, so that later turns find nothing new everywhere
+    _turns(fitting, FIRST_ROUNDS - 1)
     for sequence in range(SEQUENCES):
         _uncover(fitting)
         _add(fitting, *_search(fitting, mask))
@@ -92,9 +91,8 @@ def _search(fitting: Fitting, mask: U16) -> tuple[F64, F64, F64]:
     scene, fit, fwhm = fitting.scene, fitting.fit, fitting.scene.psf.fwhm
     noise = SearchNoise(scene.background.rms, scene.gain, SEARCH_ERROR, SEARCH_THRESHOLD, fwhm)
     x, y, flux = search_residuals(scene.image, fitting.residual, mask, noise)
-    reach = SEPARATION * fwhm
-    distance, _ = cKDTree(np.stack([fit.x, fit.y], axis=1)).query(np.stack([x, y], axis=1), distance_upper_bound=reach)
-    new = ~np.isfinite(distance)
+    new = np.ones(len(x), bool)
+    new[cross_pairs(x, y, fit.x, fit.y, SEPARATION * fwhm)[0]] = False
     return x[new], y[new], flux[new]
 
 
@@ -130,8 +128,8 @@ def _spurious(fit: Fit, snr: F64, known: int, fwhm: float) -> BOOL:
     """Which of the sources added to the ``known`` first ones vanished or fell onto a brighter one."""
     spurious = np.zeros(len(fit), bool)
     spurious[known:] = ~(snr[known:] > LEAST_SNR)
-    pairs = cKDTree(np.stack([fit.x, fit.y], axis=1)).query_pairs(MERGED * fwhm, output_type="ndarray")
+    one, other = close_pairs(fit.x, fit.y, MERGED * fwhm)
     flux = np.nan_to_num(fit.flux)
-    fainter = np.where(flux[pairs[:, 0]] < flux[pairs[:, 1]], pairs[:, 0], pairs[:, 1])
+    fainter = np.where(flux[one] < flux[other], one, other)
     spurious[fainter[fainter >= known]] = True
     return spurious

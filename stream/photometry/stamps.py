@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.core.compiled import compiled
 from stream.core.records import F32, U16
 
 F64 = NDArray[np.float64]
@@ -54,9 +55,21 @@ def box_flags(mask: U16, x: F64, y: F64, *, edge: int | None = EDGE_FLAG) -> NDA
     ``edge`` where the box leaves the image; None: the OR of what is inside.
     """
     ix, iy = nearest_pixels(x, y)
-    index, inside = window_index(ix, iy, FLAG_BOX, (mask.shape[0], mask.shape[1]))
-    bits = mask.reshape(-1)[index]
-    flags: NDArray[np.int32] = np.bitwise_or.reduce(bits, axis=(1, 2)).astype(np.int32)
-    if edge is not None:
-        flags[~inside.all(axis=(1, 2))] = edge
+    flags = np.empty(len(ix), np.int32)
+    _gather_flags(np.ascontiguousarray(mask), ix, iy, edge is not None, edge or 0, flags)
     return flags
+
+
+@compiled
+def _gather_flags(mask: U16, ix: INT, iy: INT, mark: bool, edge: int, flags: NDArray[np.int32]) -> None:
+    ny, nx = mask.shape
+    half = FLAG_BOX // 2
+    for k in range(len(ix)):
+        bits = np.uint16(0)
+        low, high, left, right = iy[k] - half, iy[k] + half, ix[k] - half, ix[k] + half
+        for j in range(min(max(low, 0), ny - 1), min(max(high, 0), ny - 1) + 1):
+            for i in range(min(max(left, 0), nx - 1), min(max(right, 0), nx - 1) + 1):
+                bits |= mask[j, i]
+        flags[k] = bits
+        if mark and (low < 0 or left < 0 or high >= ny or right >= nx):
+            flags[k] = edge

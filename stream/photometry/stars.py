@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from stream.core.flags import BAD_BITS, Mask
 from stream.core.psf import STAMP
 from stream.core.records import F32, U16, Background, Table
-from stream.photometry.stamps import nearest_pixels, window_index
+from stream.photometry.pairs import cross_pairs
+from stream.photometry.psfkernels import Image, Windows, gather_windows, hide_discs, soft_apertures
+from stream.photometry.stamps import nearest_pixels
 
 F64 = NDArray[np.float64]
 BOOL = NDArray[np.bool_]
@@ -95,12 +96,9 @@ def _clean_candidates(
 
 
 def _isolated(detections: Table, chosen: NDArray[np.intp]) -> BOOL:
-    places = np.stack([detections["x"], detections["y"]], axis=1)
+    x, y = detections["x"].astype(float), detections["y"].astype(float)
     alone = np.ones(len(chosen), bool)
-    if len(chosen) < 1:
-        return alone
-    pairs = cKDTree(places[chosen]).sparse_distance_matrix(cKDTree(places), ISOLATION, output_type="ndarray")
-    star, other = pairs["i"], pairs["j"]
+    star, other = cross_pairs(x[chosen], y[chosen], x, y, ISOLATION)
     disturbed = (chosen[star] != other) & (
         detections["flux"][other] > ISOLATION_FRACTION * detections["flux"][chosen[star]]
     )
@@ -111,44 +109,31 @@ def _isolated(detections: Table, chosen: NDArray[np.intp]) -> BOOL:
 def gather_stars(
     data: F32, background: Background, mask: U16, detections: Table, chosen: NDArray[np.intp]
 ) -> StarStamps:
-    """Windows of chosen detections with defects and neighbours marked unusable."""
-    x, y = detections["x"][chosen].astype(float), detections["y"][chosen].astype(float)
-    ix, iy = nearest_pixels(x, y)
-    index, inside = window_index(ix, iy, STAMP, (data.shape[0], data.shape[1]))
-    raw, sky = data.reshape(-1)[index], background.level.reshape(-1)[index]
-    bits = mask.reshape(-1)[index]
-    usable = inside & np.isfinite(raw) & ((bits & np.uint16(STAR_BAD_BITS)) == 0)
-    usable &= ~_neighbour_pixels(detections, chosen, ix, iy)
-    values = np.where(usable, raw - sky, np.float32(0)).astype(np.float32)
-    return StarStamps(x, y, ix, iy, values, sky.astype(np.float32), usable)
+    """Windows of chosen detections with defects and neighbours marked unusable.
 
-
-def _neighbour_pixels(detections: Table, chosen: NDArray[np.intp], ix: NDArray[np.intp], iy: NDArray[np.intp]) -> BOOL:
-    """Pixels (n, 25, 25) within reach of another detection: 3 to 9 px, farther the brighter it is beside the star."""
-    hidden = np.zeros((len(chosen), STAMP, STAMP), bool)
-    if not len(chosen):
-        return hidden
-    places = np.stack([detections["x"], detections["y"]], axis=1)
-    pairs = cKDTree(places[chosen]).sparse_distance_matrix(cKDTree(places), STAMP, output_type="ndarray")
-    pairs = pairs[chosen[pairs["i"]] != pairs["j"]]
-    star, other = pairs["i"], pairs["j"]
-    ratio = detections["flux"][other] / np.maximum(detections["flux"][chosen[star]], 1e-3)
+    A neighbour hides the pixels within 3 to 9 px of it, farther the brighter it is beside the star.
+    """
+    x, y, flux = (detections[name].astype(float) for name in ("x", "y", "flux"))
+    ix, iy = nearest_pixels(x[chosen], y[chosen])
+    n = len(chosen)
+    values, sky = np.zeros((n, STAMP, STAMP), np.float32), np.zeros((n, STAMP, STAMP), np.float32)
+    usable = np.zeros((n, STAMP, STAMP), bool)
+    star, other = cross_pairs(x[chosen], y[chosen], x, y, STAMP)
+    star, other = star[chosen[star] != other], other[chosen[star] != other]
+    ratio = flux[other] / np.maximum(flux[chosen[star]], 1e-3)
     reach = np.clip(5.0 + 2.0 * np.log10(np.maximum(ratio, 1e-6)), 3.0, 9.0)
-    offset = np.arange(STAMP) - STAMP // 2
-    dx = ix[star, None] + offset - detections["x"][other, None]
-    dy = iy[star, None] + offset - detections["y"][other, None]
-    near = dx[:, None, :] ** 2 + dy[:, :, None] ** 2 < (reach**2)[:, None, None]
-    np.logical_or.at(hidden, star, near)
-    return hidden
+    bad = np.uint16(STAR_BAD_BITS)
+    gather_windows(Image(data, background.level, mask, bad), ix, iy, Windows(values, usable, sky))
+    hide_discs(usable, star, x[other] - ix[star], y[other] - iy[star], reach)
+    values[~usable] = 0
+    return StarStamps(x[chosen], y[chosen], ix, iy, values, sky, usable)
 
 
 def aperture_sums(stamps: StarStamps, radii: tuple[float, ...]) -> list[F64]:
     """Flux within radii around each star's place, pixel edges softened over one px."""
-    offset = np.arange(STAMP) - STAMP // 2
-    dx = offset[None, :] - (stamps.x - stamps.ix)[:, None]
-    dy = offset[None, :] - (stamps.y - stamps.iy)[:, None]
-    r = np.sqrt(dx[:, None, :] ** 2 + dy[:, :, None] ** 2)
-    return [(stamps.values * np.clip(radius + 0.5 - r, 0, 1)).sum(axis=(1, 2)) for radius in radii]
+    sums = np.empty((len(stamps), len(radii)))
+    soft_apertures(stamps.values, stamps.x - stamps.ix, stamps.y - stamps.iy, np.array(radii), sums)
+    return list(sums.T)
 
 
 def _on_star_locus(inner: F64, outer: F64, x: F64, y: F64, shape: tuple[int, ...]) -> BOOL:
