@@ -29,6 +29,8 @@ SIGNIFICANT = 3.0
 # Learning: fringes are some ten px wide at least; with cells of 4 px a hundred exposures fit into memory.
 BIN = 4
 MIN_EXPOSURES = 5
+# What every exposure of one field shares is its stars' light too: a frame of one field moved zero points by 17 mmag.
+MIN_FIELDS = 3
 OUTLIER_SIGMA = 4.0
 
 
@@ -147,7 +149,7 @@ def build_fringe(samples: Sequence[FringeSample]) -> CalibrationFrame:
     Parameters
     ----------
     samples : sequence of FringeSample
-        Five at least, of one channel, calibrated without a fringe frame.
+        Five at least of three fields or more, of one channel, calibrated without a fringe frame.
 
     Returns
     -------
@@ -157,12 +159,19 @@ def build_fringe(samples: Sequence[FringeSample]) -> CalibrationFrame:
     Raises
     ------
     CalibrationError
-        Too few exposures, or of several channels.
+        Too few exposures or fields, or several channels.
     """
+    n_fields = len({one.exposure.field for one in samples})
     if len(samples) < MIN_EXPOSURES or len({(one.rcid, one.exposure.fid) for one in samples}) > 1:
         raise CalibrationError(
             f"a fringe frame is made of {MIN_EXPOSURES} or more exposures of one channel and filter, "
             f"got {len(samples)}: take more",
+            n_frames=len(samples),
+        )
+    if n_fields < MIN_FIELDS:
+        raise CalibrationError(
+            f"a fringe frame needs exposures of {MIN_FIELDS} fields or more, got {n_fields}: the stars of one field "
+            "would stay in it; name exposures of other fields",
             n_frames=len(samples),
         )
     samples = sorted(samples, key=lambda one: (one.exposure.jd, one.exposure.name))
@@ -187,7 +196,7 @@ def build_fringe(samples: Sequence[FringeSample]) -> CalibrationFrame:
         "cell": BIN,
         "noise": noise,
         "amplitudes": {one.exposure.name: float(a) for one, a in zip(samples, amplitudes, strict=True)},
-        "n_fields": len({one.exposure.field for one in samples}),
+        "n_fields": n_fields,
         "jd_start": samples[0].exposure.jd,
         "jd_end": exposure.jd,
     }

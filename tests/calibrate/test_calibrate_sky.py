@@ -140,6 +140,8 @@ def test_fringes_are_learned_and_taken_out_with_their_own_amplitude() -> None:
     np.testing.assert_array_equal(still.data, before)
     with pytest.raises(CalibrationError, match="take more"):
         build_fringe([fringe_sample(image(i, fid=3)) for i in range(3)])
+    with pytest.raises(CalibrationError, match="other fields"):
+        build_fringe([fringe_sample(image(i, fid=3, field=i % 2)) for i in range(6)])
 
 
 BLADES = 0.02 * U + 0.015 * V * V  # seconds
