@@ -24,7 +24,6 @@ from stream.photometry.saturated import (
     add_stars,
     bright_stars,
     fit_stars,
-    remove_rings,
     saturated_stars,
     subtract_stars,
 )
@@ -64,7 +63,6 @@ __all__ = [
     "noise_area",
     "observations",
     "photometric_infobits",
-    "remove_rings",
     "saturated_stars",
     "solve_relative",
     "subtract_stars",

@@ -23,9 +23,6 @@ F64 = NDArray[np.float64]
 B1 = NDArray[np.bool_]
 
 FIT_SIZE = 29  # px, side of the window that is fitted: the PSF models end 14 px from their centre
-REACH = 48  # px; the wings of a star of magnitude 8 are at 1 DN a pixel here, further out the background sees them
-# Rings reach this many times the fourth root of the flux (wings fall as r^-4), and 24 px at least.
-WINGS, LEAST_REACH = 1.1, 24
 # Share of the model's light by which any PSF model is wrong somewhere.
 MODEL_ERROR = 0.02
 # Light a pixel that PSF models know nothing of: a star's far aureole, in parts of its flux (7e-4 / 15^2 at its middle).
@@ -210,31 +207,3 @@ def _flanks(image: F32, bad: B1, ix: NDArray[np.intp], iy: NDArray[np.intp]) -> 
             usable &= ~near[:, dy : dy + FIT_SIZE, dx : dx + FIT_SIZE]
     values = np.where(usable, image.reshape(-1)[index], np.float32(0))
     return values, usable
-
-
-def remove_rings(image: F32, bad: B1, stars: Sequence[Star]) -> None:
-    """Subtract the medians of 1 px wide rings about stars, less the outermost ones' level, in place.
-
-    What PSF models leave: the wings beyond their end. A transient is no ring and stays.
-    """
-    ny, nx = image.shape
-    for star in stars:
-        reach = int(np.clip(WINGS * max(star.flux, 0.0) ** 0.25, LEAST_REACH, REACH))
-        y0, y1 = max(int(star.y) - reach, 0), min(int(star.y) + reach + 1, ny)
-        x0, x1 = max(int(star.x) - reach, 0), min(int(star.x) + reach + 1, nx)
-        if y0 >= y1 or x0 >= x1:
-            continue
-        r = np.hypot(np.arange(x0, x1) - star.x, (np.arange(y0, y1) - star.y)[:, None])
-        box = image[y0:y1, x0:x1]
-        good = ~bad[y0:y1, x0:x1] & (r < reach)
-        ring, values = r[good].astype(np.intp), box[good]
-        order = np.lexsort((values, ring))
-        values, ring = values[order], ring[order]
-        first = np.searchsorted(ring, np.arange(reach))
-        count = np.diff(np.append(first, len(ring)))
-        known = count >= 6
-        if known.sum() < 8:
-            continue
-        medians = values[(first + count // 2)[known]].astype(float)
-        level = float(np.median(medians[-6:]))
-        box -= np.interp(r, np.flatnonzero(known) + 0.5, medians - level, right=0.0).astype(np.float32)

@@ -12,11 +12,12 @@ from stream.core.flags import UNUSABLE_BITS, Mask
 from stream.core.pixelmap import PixelMap
 from stream.core.records import F32, U16, Reference, ScienceImage
 from stream.core.resample import carry, resample_bridged
-from stream.photometry import Star, add_stars, fit_stars, remove_rings, saturated_stars, subtract_stars
+from stream.photometry import Star, add_stars, fit_stars, saturated_stars, subtract_stars
 from stream.subtract import blocks
 from stream.subtract.background import grow
 from stream.subtract.cache import ReferenceCache, reference_gain
 from stream.subtract.models import paint, places_on
+from stream.subtract.rings import remove_rings
 
 B1 = NDArray[np.bool_]
 
@@ -82,10 +83,7 @@ def prepare(
     hits = (mask & np.uint16(HIT_BITS)) != 0
     _fill(new, left, mask, unusable, hits)
     without_value = unusable | hits
-    if own:
-        new -= left
-        remove_rings(new, without_value, own)
-        new += left
+    remove_rings(new, left, without_value, own)
     return Prepared(new, left, new_variance, reference_variance, light, template, mask, unusable, hits)
 
 

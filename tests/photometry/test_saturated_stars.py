@@ -10,7 +10,7 @@ from synthetic import add_noise, paint
 from stream.core.flags import Mask
 from stream.core.psf import PsfModel, gaussian_psf, moffat_psf
 from stream.core.records import SOURCE_DTYPE
-from stream.photometry import Star, add_stars, bright_stars, fit_stars, remove_rings, saturated_stars, subtract_stars
+from stream.photometry import Star, add_stars, bright_stars, fit_stars, saturated_stars, subtract_stars
 
 SHAPE = (200, 240)
 FULL = 40_000.0
@@ -112,18 +112,3 @@ def test_bright_stars_are_clean_and_bright(psf: PsfModel) -> None:
     table["flux"] = [1e4, 1e4, 10, 1e4]
     table["flags"] = [0, int(Mask.DEAD), 0, 0]
     assert bright_stars(table, psf, 100.0) == [Star(10.0, 10.0, 1e4)]
-
-
-def test_rings_go_and_a_transient_on_one_stays(psf: PsfModel) -> None:
-    yy, xx = np.indices(SHAPE)
-    rings = (2000.0 / (1 + (np.hypot(xx - 100, yy - 100) / 6) ** 2) ** 1.5).astype(np.float32)
-    source = paint(SHAPE, np.array([118.0]), np.array([104.0]), np.array([3000.0]), psf).astype(np.float32)
-    image, bad = rings + source, np.zeros(SHAPE, bool)
-    bad[95:106, 95:106] = True
-    remove_rings(image, bad, [Star(100.0, 100.0, 1e7)])
-    far = (np.hypot(xx - 100, yy - 100) > 9) & (np.hypot(xx - 100, yy - 100) < 46)
-    # Off the source (whose light is on a small part of its rings) little is left of some hundred DN.
-    off = far & (source < 0.1)
-    assert np.abs(image[off] - np.median(image[off])).max() < 0.1 * rings[off].max()
-    near = np.hypot(xx - 118, yy - 104) < 4
-    assert image[near].sum() == pytest.approx(3000, rel=0.1)
