@@ -69,13 +69,16 @@ class MapNodes:
     def full(self) -> tuple[F32, F32]:
         """``map_y, map_x`` (ny, nx)."""
         ny, nx = self.shape
-        columns = np.arange(nx)
+        index = np.arange(ny)[:, None], np.arange(nx)
+        map_y, map_x = (self.between(v) + i for v, i in zip((self.shift_y, self.shift_x), index, strict=True))
+        return map_y.astype(np.float32), map_x.astype(np.float32)
+
+    def between(self, values: F32) -> F32:
+        """Values at the nodes, (ny, n_nodes), at every pixel (ny, nx)."""
+        columns = np.arange(self.shape[1])
         left, part = columns // NODE, (columns % NODE / NODE).astype(np.float32)
-        maps = []
-        for shift, index in ((self.shift_y, np.arange(ny)[:, None]), (self.shift_x, columns)):
-            full = shift[:, left] + part * (shift[:, left + 1] - shift[:, left])
-            maps.append((full + index).astype(np.float32))
-        return maps[0], maps[1]
+        out: F32 = values[:, left] + part * (values[:, left + 1] - values[:, left])
+        return out
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,12 +103,14 @@ def resample(
     return _anywhere(source, bad, (map_y, map_x), 1.0, conserve_flux)
 
 
-def resample_bridged(source: F32, bad: B1, nodes: MapNodes, factor: float = 1.0) -> F32:
-    """``resample`` of an image whose ``bad`` pixels were filled by ``bridged`` before, times a factor."""
+def resample_bridged(source: F32, bad: B1, nodes: MapNodes, factor: float | F32 = 1.0) -> F32:
+    """``resample`` of an image whose ``bad`` pixels were filled by ``bridged`` before, times a factor (at nodes)."""
     steps = _steps(nodes)
     if steps[0]:
         return _along_nodes(source, bad, nodes, steps, factor, True)
-    return _anywhere(source, bad, nodes.full(), factor, True)
+    return _anywhere(
+        source, bad, nodes.full(), nodes.between(factor) if isinstance(factor, np.ndarray) else factor, True
+    )
 
 
 def carry(sigma: F32, typical: float, flags: B1, nodes: MapNodes, factor: float = 1.0) -> tuple[F32, B1]:
@@ -136,22 +138,22 @@ def _steps(nodes: MapNodes) -> tuple[int, int]:
 
 
 def _along_nodes(
-    source: F32, bad: B1, nodes: MapNodes, steps: tuple[int, int], factor: float, conserve_flux: bool
+    source: F32, bad: B1, nodes: MapNodes, steps: tuple[int, int], factor: float | F32, conserve_flux: bool
 ) -> F32:
     out = np.empty(nodes.shape, np.float32)
     area = nodes.area() if conserve_flux else np.ones(nodes.shift_y.shape, np.float32)
-    area *= np.float32(factor)
+    area *= np.asarray(factor, np.float32)
     lanczos.interpolate(_c(source), nodes.shift_y, nodes.shift_x, area, steps, weight_table(), out)
     lanczos.blank(_bytes(bad), nodes.shift_y, nodes.shift_x, out)
     return out
 
 
-def _anywhere(source: F32, bad: B1, maps: tuple[F32, F32], factor: float, conserve_flux: bool) -> F32:
+def _anywhere(source: F32, bad: B1, maps: tuple[F32, F32], factor: float | F32, conserve_flux: bool) -> F32:
     """Maps of any shape."""
     map_y, map_x = maps
     out = np.empty(map_y.shape, np.float32)
     lanczos.interpolate_anywhere(_c(source), _c(map_y), _c(map_x), weight_table(), out)
-    out *= np.float32(factor)
+    out *= np.asarray(factor, np.float32)
     if conserve_flux:
         out *= _area_ratio(map_y, map_x)
     touched = bad.copy()  # touched[y, x]: any of the pixels (y..y+1, x..x+1)

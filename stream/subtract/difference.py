@@ -116,7 +116,7 @@ def front(
     _require_overlap(reference, pixel_map, config)
     match = match_sources(science, reference, pixel_map, config.match, cache.clean)
     pixel_map = match.moved(pixel_map)
-    ready = prepare(science, reference, cache, pixel_map, match.flux_scale)
+    ready = prepare(science, reference, cache, pixel_map, match)
     if float(np.isfinite(ready.template).mean()) < config.min_overlap:
         raise SubtractionError("the reference has no usable pixel on the science image", rfid=reference.rfid)
     return Front(match, pixel_map, ready, cache.typical, cache.left)

@@ -16,9 +16,12 @@ from scipy.spatial import cKDTree
 from stream.core.displacement import Displacement, fit_displacement
 from stream.core.errors import SubtractionError
 from stream.core.flags import BAD_BITS
-from stream.core.pixelmap import PixelMap
+from stream.core.lanczos import NODE
+from stream.core.pixelmap import MapNodes, PixelMap
 from stream.core.psf import polynomial_terms
 from stream.core.records import Reference, ScienceImage, Table
+
+TREND_DEGREE = 2  # of the throughput in place
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,8 @@ class MatchConfig:
     min_matches: int = 20  # below it the zero points give the throughput
     min_affine: int = 40  # below it only a shift is fitted to the offsets
     ratio_floor: float = 0.01  # relative flux error that no star beats (flat field, PSF model)
+    min_trend: int = 60  # below it the throughput is one number
+    most_trend: float = 0.1  # relative; no flat field, cloud or PSF model is off by more across a quadrant
     rms_floor: float = 0.005  # px; no two images are tied to each other better
     rms_default: float = 0.1  # px, where too few stars tell it: the survey's 65 mas and a bit
 
@@ -40,9 +45,11 @@ class MatchConfig:
 class Match:
     """What the common stars say.
 
-    ``flux_scale``: reference DN times this is science DN. ``displacement``: what to add to the map, in reference px;
-    None where too few stars tell it: then ``offset_x``, ``offset_y`` (coefficients of ``polynomial_terms``). ``rms``:
-    scatter of the stars per axis (x, y), px, after that, photon noise taken out.
+    ``flux_scale``: reference DN times this is science DN, in the mean; ``trend``: and times this from place to place
+    (coefficients of a parabola, ``polynomial_terms``; flat fields, clouds and PSF models differ by a per cent across a
+    quadrant), None: the same everywhere. ``displacement``: what to add to the map, in reference px; None where too few
+    stars tell it: then ``offset_x``, ``offset_y`` (coefficients of ``polynomial_terms``). ``rms``: scatter of the stars
+    per axis (x, y), px, after that, photon noise taken out.
     """
 
     flux_scale: float
@@ -53,6 +60,26 @@ class Match:
     rms: tuple[float, float]
     from_zeropoints: bool
     displacement: Displacement | None = None
+    trend: NDArray[np.float64] | None = None
+
+    def scale_at(self, x: NDArray[np.float64], y: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float64]:
+        """Reference DN times this (n,) is science DN at places of a science image of ``shape``."""
+        if self.trend is None:
+            return np.full(np.shape(x), self.flux_scale)
+        return np.asarray(self.flux_scale * (polynomial_terms(x, y, shape, TREND_DEGREE) @ self.trend))
+
+    def scale_on(self, nodes: MapNodes) -> float | NDArray[np.float32]:
+        """The same at the nodes of a map, (ny, n_nodes) float32, or one number."""
+        if self.trend is None:
+            return self.flux_scale
+        ny, n = nodes.shift_y.shape
+        # A parabola between so few columns and rows is the product of its rows' and columns' splines.
+        columns, rows = np.arange(n) * NODE, np.arange(ny)
+        some = [np.linspace(0, v[-1], TREND_DEGREE + 1) for v in (rows, columns)]
+        x, y = (v.ravel() for v in np.meshgrid(some[1], some[0]))
+        grid = self.scale_at(x, y, nodes.shape).reshape(TREND_DEGREE + 1, TREND_DEGREE + 1)
+        down, across = (_lagrange(v, at) for v, at in zip((rows, columns), some, strict=True))
+        return (down @ grid @ across.T).astype(np.float32)
 
     def moved(self, pixel_map: PixelMap) -> PixelMap:
         """A map put right by the stars."""
@@ -76,6 +103,15 @@ class Match:
         return tuple(
             np.hypot(e, rms).reshape(shape).astype(np.float32) for e, rms in zip(field_error, self.rms, strict=True)
         )
+
+
+def _lagrange(x: NDArray[np.intp], nodes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, n_nodes) values at ``x`` of the polynomials that are 1 at one node and 0 at the others."""
+    out = np.ones((len(x), len(nodes)))
+    for k, node in enumerate(nodes):
+        for other in np.delete(nodes, k):
+            out[:, k] *= (x - other) / (node - other)
+    return out
 
 
 def clean_stars(table: Table, shape: tuple[int, int], config: MatchConfig) -> NDArray[np.intp]:
@@ -138,15 +174,16 @@ def match_sources(
                 f"only {len(s)} common stars and no zero points: the throughput of science and reference is unknown",
                 n_matched=len(s),
             )
+    trend = None if from_zeropoints else _trend(s, r, scale, science.data.shape, config)
     photon = _centroid_errors(s, r, science, reference)
     displacement = fit_displacement(s["x"], s["y"], dx, dy, photon, science.data.shape)
     if displacement is not None:
         fx, fy = displacement.at(s["x"], s["y"])[:2]
         rms = _intrinsic_rms(dx - fx, photon, config), _intrinsic_rms(dy - fy, photon, config)
         none = np.zeros(1)
-        return Match(float(scale), float(error), len(s), none, none, rms, from_zeropoints, displacement)
+        return Match(float(scale), float(error), len(s), none, none, rms, from_zeropoints, displacement, trend)
     offset_x, offset_y, rms = _registration(s, (dx, dy), photon, science, config)
-    return Match(float(scale), float(error), len(s), offset_x, offset_y, rms, from_zeropoints)
+    return Match(float(scale), float(error), len(s), offset_x, offset_y, rms, from_zeropoints, None, trend)
 
 
 def _centroid_errors(s: Table, r: Table, science: ScienceImage, reference: Reference) -> NDArray[np.float64]:
@@ -197,6 +234,24 @@ def _flux_ratio(s: Table, r: Table, config: MatchConfig) -> tuple[float, float]:
     return centre, float(centre / np.sqrt(weight[keep].sum()))
 
 
+def _trend(s: Table, r: Table, scale: float, shape: tuple[int, int], config: MatchConfig) -> NDArray[np.float64] | None:
+    """Coefficients of the ratio of fluxes over ``scale``; None where stars are too few or show nothing."""
+    ok = np.flatnonzero(r["flux"] > 0)
+    if len(ok) < config.min_trend:
+        return None
+    relative = np.hypot(s["sigflux"][ok] / s["flux"][ok], r["sigflux"][ok] / r["flux"][ok])
+    terms = polynomial_terms(s["x"][ok], s["y"][ok], shape, TREND_DEGREE)
+    values = s["flux"][ok] / r["flux"][ok] / scale - 1
+    solution, left = _robust_fit(terms, values, np.hypot(relative, config.ratio_floor), 0.0)
+    model = terms @ solution
+    scatter = 1.4826 * float(np.median(np.abs(left - np.median(left))))
+    shown = float(np.sqrt(np.mean(model**2))) > 3 * scatter * np.sqrt(len(solution) / len(ok))
+    if not shown or float(np.abs(model).max()) > config.most_trend:
+        return None
+    solution[0] += 1
+    return solution
+
+
 def _registration(
     s: Table,
     offsets: tuple[NDArray[np.float64], NDArray[np.float64]],
@@ -223,10 +278,10 @@ def _registration(
 
 
 def _robust_fit(
-    terms: NDArray[np.float64], values: NDArray[np.float64], sigma: NDArray[np.float64]
+    terms: NDArray[np.float64], values: NDArray[np.float64], sigma: NDArray[np.float64], floor: float = 0.02
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weighted least squares, outliers clipped; the solution and all residuals."""
-    weight = 1.0 / np.hypot(sigma, 0.02)
+    weight = 1.0 / np.hypot(sigma, floor)
     keep = np.ones(len(values), bool)
     solution, left = np.zeros(terms.shape[1]), values
     for _ in range(4):

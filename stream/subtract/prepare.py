@@ -16,6 +16,7 @@ from stream.photometry import Star, add_stars, fit_stars, saturated_stars, subtr
 from stream.subtract import blocks
 from stream.subtract.background import grow
 from stream.subtract.cache import ReferenceCache, reference_gain
+from stream.subtract.match import Match
 from stream.subtract.models import paint, places_on
 from stream.subtract.rings import remove_rings
 
@@ -49,7 +50,7 @@ class Prepared:
 
 
 def prepare(
-    science: ScienceImage, reference: Reference, cache: ReferenceCache, pixel_map: PixelMap, flux_scale: float
+    science: ScienceImage, reference: Reference, cache: ReferenceCache, pixel_map: PixelMap, match: Match
 ) -> Prepared:
     """Sky off, variances made, saturated stars removed, unusable pixels filled.
 
@@ -57,27 +58,26 @@ def prepare(
     ----------
     pixel_map : PixelMap
         Reference pixel of each science pixel.
-    flux_scale : float
-        Reference DN times this is science DN.
+    match : Match
+        Its throughput.
     """
-    scale = np.float32(flux_scale)
-    nodes = pixel_map.nodes()
-    reference_variance, full = carry(cache.sigma, cache.typical, cache.full, nodes, flux_scale)
+    nodes, shape = pixel_map.nodes(), pixel_map.shape
+    reference_variance, full = carry(cache.sigma, cache.typical, cache.full, nodes, match.flux_scale)
     mask = science.mask.copy()
     mask[full] |= np.uint16(Mask.SATURATED)
     new, new_variance = _science_pixels(science)
     pairs, alone, models = _saturated_pairs(science, reference, cache, pixel_map, (new, mask))
     own, theirs = [star for star, _ in pairs], [star for _, star in pairs]
     subtract_stars(new, science.psf, own)
-    flux = flux_scale * models[:, 2]
     here = places_on(pixel_map, models[:, 0], models[:, 1])
+    flux = match.scale_at(*here, shape) * models[:, 2]
     paint(new, science.psf, *here, -flux)
-    left = resample_bridged(alone, cache.empty, nodes, flux_scale)
+    left = resample_bridged(alone, cache.empty, nodes, match.scale_on(nodes))
     outside = np.isnan(left)
     mask[outside | np.isnan(new)] |= np.uint16(Mask.NAN)
     light = left.copy()
     paint(light, reference.psf, *here, flux, (models[:, 0], models[:, 1]))
-    template = _template(light, reference, mask, (own, theirs), scale)
+    template = _template(light, reference, mask, (own, theirs), match)
     light[outside] = 0
     unusable = (mask & np.uint16(UNUSABLE_BITS)) != 0
     hits = (mask & np.uint16(HIT_BITS)) != 0
@@ -168,18 +168,18 @@ def _nearest(stars: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.f
     return np.array([r if r >= 0 and first[r] == k else -1 for k, r in enumerate(row.tolist())], np.int64)
 
 
-def _template(
-    light: F32, reference: Reference, mask: U16, stars: tuple[list[Star], list[Star]], scale: np.float32
-) -> F32:
+def _template(light: F32, reference: Reference, mask: U16, stars: tuple[list[Star], list[Star]], match: Match) -> F32:
     """The reference on the science grid with its stars in, their cores as bright as the plateau."""
     template = light.copy()
     own, theirs = stars
-    here = [Star(a.x, a.y, float(scale) * b.flux) for a, b in zip(own, theirs, strict=True)]
+    x, y = np.array([(a.x, a.y) for a in own], float).reshape(-1, 2).T
+    scales = match.scale_at(x, y, (light.shape[0], light.shape[1]))
+    here = [Star(a.x, a.y, k * b.flux) for a, b, k in zip(own, theirs, scales.tolist(), strict=True)]
     add_stars(template, reference.psf, [(b.x, b.y) for b in theirs], here)
     if np.isfinite(reference.saturate):
         full = np.flatnonzero(mask & np.uint16(Mask.SATURATED))
         flat = template.reshape(-1)
-        limit = np.float32(reference.saturate) * scale
+        limit = np.float32(reference.saturate * match.flux_scale)
         flat[full] = np.where(np.isfinite(flat[full]), np.minimum(flat[full], limit), flat[full])
     return template
 

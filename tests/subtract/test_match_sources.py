@@ -47,6 +47,30 @@ def test_variables_do_not_pull_the_throughput() -> None:
     assert match.flux_scale == pytest.approx(0.8, rel=0.01)
 
 
+def test_throughput_from_place_to_place() -> None:
+    science, reference = pair()
+    flat = match_sources(science, reference, map_of(science, reference))
+    s = science.sources
+    u, v = s["x"] / 260 - 1, s["y"] / 250 - 1
+    s["flux"] *= 1 + 0.04 * u - 0.02 * u * v
+    pixel_map = map_of(science, reference)
+    match = match_sources(science, reference, pixel_map)
+    assert match.trend is not None
+    x, y = np.array([20.0, 260.0, 500.0, 500.0]), np.array([20.0, 250.0, 20.0, 480.0])
+    expected = 0.8 * (1 + 0.04 * (x / 260 - 1) - 0.02 * (x / 260 - 1) * (y / 250 - 1))
+    assert match.scale_at(x, y, SHAPE) == pytest.approx(expected, rel=0.01)
+    nodes = pixel_map.nodes()
+    on_nodes = match.scale_on(nodes)
+    assert isinstance(on_nodes, np.ndarray)
+    columns, rows = (grid.ravel() for grid in np.meshgrid(np.arange(on_nodes.shape[1]) * 8, np.arange(SHAPE[0])))
+    assert on_nodes.ravel() == pytest.approx(match.scale_at(columns, rows, SHAPE), rel=1e-6)
+    # Where nothing shows it is one number; a variation that no telescope has is a mistake of something else.
+    assert flat.trend is None
+    assert flat.scale_on(nodes) == flat.flux_scale
+    s["flux"] *= 1 + 0.5 * v
+    assert match_sources(science, reference, pixel_map).trend is None
+
+
 def test_few_stars_fall_back_on_the_zero_points() -> None:
     science, reference = pair(n=12)
     match = match_sources(science, reference, map_of(science, reference))

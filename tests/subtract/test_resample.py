@@ -128,6 +128,18 @@ def test_variance_and_flags_come_along_with_the_image() -> None:
     assert wide[y, x][seen & ~outside].all()
 
 
+@pytest.mark.parametrize("turn", [0.1, 3.0])
+def test_a_factor_may_change_from_place_to_place(turn: float) -> None:
+    image = np.random.default_rng(10).normal(100, 1, SHAPE).astype(np.float32)
+    bad = np.zeros(SHAPE, bool)
+    nodes = PixelMap.between(sky_wcs(SHAPE), SHAPE, sky_wcs(SHAPE, turn=turn)).nodes()
+    factor = (1 + 0.001 * np.arange(nodes.shift_y.shape[1]) + np.zeros(nodes.shift_y.shape)).astype(np.float32)
+    ratio = resample_bridged(image, bad, nodes, factor) / resample_bridged(image, bad, nodes)
+    expected = np.broadcast_to(1 + 0.001 * np.arange(SHAPE[1]) / 8, SHAPE)
+    assert np.nanmax(np.abs(ratio - expected)) < 3e-3  # a segment has the factor of its middle
+    assert abs(np.nanmean(ratio - expected)) < 2e-4
+
+
 @pytest.mark.parametrize(("fwhm", "allowed"), [(2.0, 0.04), (2.5, 0.008)])
 def test_a_star_keeps_its_flux_place_and_shape(fwhm: float, allowed: float) -> None:
     rng = np.random.default_rng(4)
