@@ -99,7 +99,7 @@ class Figures:
 
     mean: float
     worst_mean: float
-    sigma: tuple[float, float]
+    sigma: tuple[float, float]  # NaN, as all of the empty sky, where no cell has enough of it
     good_cells: float
     good_by_noise: float
     cells: int
@@ -125,13 +125,15 @@ def figures(data: F32, scorr: F32, psf: F64, there: Scene, seconds: float) -> Fi
                 sigmas.append(float(values.std()))
                 error = np.sqrt(correlated / len(values) / 2)
                 by_noise.append(math.erf(ALLOWED / error / math.sqrt(2)))
-    if not means:
-        raise ValueError(f"no cell of the {nx} x {ny} px has {LEAST} pixels of empty sky: nothing to judge S_corr by")
+    if not means:  # a crowd's sky is nowhere empty
+        means, sigmas, by_noise = [math.nan], [math.nan], [math.nan]
     chi, peaks = at_stars(data, scorr, there)
     good = [abs(s - 1) <= ALLOWED for s in sigmas]
+    cells = int(np.isfinite(means).sum())
     return Figures(
-        float(np.mean(means)), float(np.abs(means).max()), (min(sigmas), max(sigmas)), float(np.mean(good)),
-        float(np.mean(by_noise)), len(good), float(np.mean(chi < 1.2)), len(chi), int((peaks > 5).sum()),
+        float(np.mean(means)), float(np.abs(means).max()), (min(sigmas), max(sigmas)),
+        float(np.mean(good)) if cells else math.nan,
+        float(np.mean(by_noise)), cells, float(np.mean(chi < 1.2)), len(chi), int((peaks > 5).sum()),
         loss(data, psf, there), seconds,
     )  # fmt: skip
 
@@ -182,6 +184,8 @@ def loss(data: F32, psf: F64, there: Scene) -> float:
     least = 1 / np.sqrt(information.sum() / 256**2)
     fitted = ndimage.correlate(np.nan_to_num(data), psf.astype(np.float32), mode="nearest") / float((psf**2).sum())
     clean = there.empty & ~ndimage.binary_dilation(~np.isfinite(data), iterations=5)
+    if clean.sum() < LEAST:
+        return math.nan
     return float(2.5 * np.log10(_scatter(fitted[clean]) / least))
 
 
