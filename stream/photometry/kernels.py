@@ -1,4 +1,4 @@
-"""The compiled loops of the simultaneous fit: windows, normal equations, groups solved, models taken off.
+"""The compiled loops of the simultaneous fit: windows, normal equations, groups solved.
 
 ``stream.photometry.fit`` says what is fitted; here each source's window is read once a round, and its equations are
 summed while it lies in the processor's cache.
@@ -6,15 +6,26 @@ summed while it lies in the processor's cache.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream.core.compiled import compiled, inner
-from stream.core.psfread import PsfTable, PsfWork, mix_terms, psf_work, read_stamp
+from stream.core.psfread import psf_work, read_stamp
+from stream.photometry.equations import coupling, eliminate, own_equations
 from stream.photometry.groups import Groups
+from stream.photometry.models import (
+    Pixels,
+    Sources,
+    Step,
+    Tables,
+    at_rest,
+    mix_source,
+    redraw,
+    retouch,
+    stir,
+)
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -31,107 +42,12 @@ RIDGE = 1e-3
 # does not see such errors to first order, because the model's sum is right).
 PROFILE_ERROR = 0.01
 
-# Changes are kept track of in cells of so many px; one beyond this part of the noise in the source's brightest pixel
-# stirs its cell and those around it.
-CELL, STIRRING = 4, 0.3
 TILE = 16  # px, of the map that says where there is an unusable pixel at all
-
 LEAST = 1e-30  # information that is none
 # What ``step_groups`` says of each source's fit: variance of its flux by the normal equations (NaN: no usable pixel);
 # part of it that is the sky's; chi; change of ln(width) that the residuals ask for in units of flux, and its
 # information; part of the PSF's light on usable pixels; inverse variance of the flux were nothing else free.
 FIGURES = VARIANCE, SKY_PART, CHI, GROWTH, KNOWN, COVERED, INFORMATION = range(7)
-
-
-class Pixels(NamedTuple):
-    """Image with sky off (DN, finite), the same with the drawn models off, which pixels do not count, in which tiles of
-    ``TILE`` px there are such, and the last turn in which something changed in each cell of ``CELL`` px (0: never)."""
-
-    image: F32
-    residual: F32
-    unusable: BOOL
-    spoiled: BOOL
-    stirred: INT
-
-
-class Sources(NamedTuple):
-    """Places (px) and flux (DN) of n sources, which a step changes; first places; noise variance of an empty pixel
-    there (DN^2); row of ``coefficients`` (n_rows, n_terms), the PSF's, of each; whether its model is drawn in the wide
-    window, which a step may change too."""
-
-    x: F64
-    y: F64
-    flux: F64
-    home_x: F64
-    home_y: F64
-    noise: F32
-    row: INT
-    coefficients: F32
-    wide: BOOL
-
-
-class Tables(NamedTuple):
-    """The PSF for the models of faint and of bright sources, whose sizes are those of their windows; least peak
-    (DN) of a bright one."""
-
-    near: PsfTable
-    wide: PsfTable
-    bright: float
-
-
-class Step(NamedTuple):
-    """``size`` of the windows, px; DN per e-; True: the sources stand alone and their models are still in the residual
-    image; whether places move; whether the fit is judged; whether changed models are drawn anew; number of the turn.
-
-    A turn that does not judge leaves out groups around which the turn before changed nothing.
-    """
-
-    size: int
-    inverse_gain: float
-    alone: bool
-    move: bool
-    judge: bool
-    draw: bool
-    turn: int
-
-
-@inner
-def _paint(image: F32, x: float, y: float, flux: float, table: PsfTable, work: PsfWork) -> None:
-    """Add a model whose PSF is mixed in ``work`` to an image; what falls outside is dropped."""
-    ny, nx = image.shape
-    size, side = table.size, table.side
-    half, ix, iy, light = size // 2, int(np.rint(x)), int(np.rint(y)), np.float32(flux)
-    read_stamp(table, x - ix, y - iy, size, False, work, work.stamps)
-    left, right = max(half - ix, 0), min(size, nx - ix + half)
-    for j in range(max(half - iy, 0), min(size, ny - iy + half)):
-        model = work.stamps[0, j * side + left : j * side + right]
-        line = image[iy - half + j, ix - half + left : ix - half + right]
-        for i in range(len(model)):
-            line[i] += light * model[i]
-
-
-@compiled
-def draw_sources(image: F32, rows: INT, sources: Sources, tables: Tables, sign: float) -> None:
-    """Add ``sign`` times the models of sources to an image, each in its window."""
-    work, mixed = (psf_work(tables.near), psf_work(tables.wide)), np.full(2, -1)
-    for s in rows:
-        flux = sources.flux[s]
-        if flux == 0 or np.isnan(flux):
-            continue
-        if sources.wide[s]:
-            _mix(tables.wide, sources, s, work[1], mixed[1:])
-            _paint(image, sources.x[s], sources.y[s], sign * flux, tables.wide, work[1])
-        else:
-            _mix(tables.near, sources, s, work[0], mixed[:1])
-            _paint(image, sources.x[s], sources.y[s], sign * flux, tables.near, work[0])
-
-
-@inner
-def _mix(table: PsfTable, sources: Sources, s: int, work: PsfWork, mixed: INT) -> None:
-    """The PSF of a source into ``work``, unless ``mixed`` (1,) says that it is there."""
-    if mixed[0] != sources.row[s]:
-        mix_terms(table, sources.coefficients[sources.row[s]], work)
-        mixed[0] = sources.row[s]
 
 
 @compiled
@@ -154,16 +70,6 @@ def weighted_sums(image: F32, unusable: BOOL, ix: INT, iy: INT, weights: F32, ou
             total += float(part)
         if spoiled == 0:
             out[k] = total
-
-
-@compiled
-def search_noise(image: F32, residual: F32, rms: F32, part: float, inverse_gain: float, out: F32) -> None:
-    """Noise of a residual image: the sky's, the photons of the models taken off, and a ``part`` of their light."""
-    square, gain, zero = np.float32(part * part), np.float32(inverse_gain), np.float32(0)
-    for j in range(image.shape[0]):
-        for i in range(image.shape[1]):
-            light, sky = image[j, i] - residual[j, i], rms[j, i]
-            out[j, i] = np.sqrt(square * light * light + gain * max(light, zero) + sky * sky)
 
 
 @inner
@@ -221,101 +127,6 @@ def _window(
         for i in range(len(value)):
             weight[i] = counts[i] / (noise + max(value[i] - residual[i], np.float32(0)) * gain)
     return covered
-
-
-@inner
-def own_equations(design: F32, window: F32, flux: float, normal: F64, right: F64) -> None:
-    """Normal matrix (3, 3) and right side (3,) of flux and place; ``design`` (3, n) the PSF and its slopes."""
-    p, px, py = design[0], design[1], design[2]
-    weight, residual = window[0], window[1]
-    zero = np.float32(0)
-    n00 = n01 = n02 = n11 = n12 = n22 = r0 = r1 = r2 = zero
-    for i in range(len(p)):
-        w = weight[i]
-        a, b, c = w * p[i], w * px[i], w * py[i]
-        n00 += a * p[i]
-        n01 += a * px[i]
-        n02 += a * py[i]
-        n11 += b * px[i]
-        n12 += b * py[i]
-        n22 += c * py[i]
-        r0 += a * residual[i]
-        r1 += b * residual[i]
-        r2 += c * residual[i]
-    normal[0, 0] = n00
-    normal[0, 1] = normal[1, 0] = flux * n01
-    normal[0, 2] = normal[2, 0] = flux * n02
-    normal[1, 1] = flux * flux * n11
-    normal[1, 2] = normal[2, 1] = flux * flux * n12
-    normal[2, 2] = flux * flux * n22
-    right[0], right[1], right[2] = r0, flux * r1, flux * r2
-
-
-@inner
-def _coupling(design: F32, weight: F32, other: F32, offset: tuple[int, int], size: int, shifted: F32, out: F64) -> None:
-    """Sums (3, 3) of a source's weighted design with another's over the pixels that their windows share.
-
-    ``offset`` (x, y) is the other's pixel minus the own one; ``shifted`` (3, size * side) is memory.
-    """
-    side = design.shape[1] // size
-    ox, oy = offset
-    out[:] = 0
-    if abs(ox) >= size or abs(oy) >= size:
-        return
-    low, high = max(oy, 0), size + min(oy, 0)
-    left, right = max(ox, 0), size + min(ox, 0)
-    for k in range(3):
-        shifted[k, low * side : high * side] = 0
-        for j in range(low, high):
-            theirs = other[k, (j - oy) * side + left - ox : (j - oy) * side + right - ox]
-            mine = shifted[k, j * side + left : j * side + right]
-            for i in range(len(mine)):
-                mine[i] = theirs[i]
-    inside = slice(low * side, high * side)
-    a, b, c = shifted[0, inside], shifted[1, inside], shifted[2, inside]
-    w = weight[inside]
-    for k in range(3):
-        d = design[k, inside]
-        s0 = s1 = s2 = np.float32(0)
-        for i in range(len(w)):
-            heavy = w[i] * d[i]
-            s0 += heavy * a[i]
-            s1 += heavy * b[i]
-            s2 += heavy * c[i]
-        out[k, 0], out[k, 1], out[k, 2] = s0, s1, s2
-
-
-@inner
-def eliminate(matrix: F64, n: int, columns: int) -> None:
-    """Solve in place: ``matrix`` (n, n + columns) holds the equations and then right sides, which become solutions.
-
-    Gauss's elimination with partial pivoting; a pivot of nothing leaves infinities.
-    """
-    width = n + columns
-    for k in range(n):
-        best = k
-        for row in range(k + 1, n):
-            if abs(matrix[row, k]) > abs(matrix[best, k]):
-                best = row
-        if best != k:
-            for i in range(k, width):
-                matrix[k, i], matrix[best, i] = matrix[best, i], matrix[k, i]
-        pivot = matrix[k, k:width]
-        for row in range(k + 1, n):
-            line = matrix[row, k:width]
-            factor = line[0] / pivot[0]
-            if factor != 0:
-                for i in range(len(line)):
-                    line[i] -= factor * pivot[i]
-    for k in range(n - 1, -1, -1):
-        solution = matrix[k, n:width]
-        for row in range(k + 1, n):
-            known = matrix[row, n:width]
-            factor = matrix[k, row]
-            for i in range(len(known)):
-                solution[i] -= factor * known[i]
-        for i in range(len(solution)):
-            solution[i] /= matrix[k, k]
 
 
 @inner
@@ -447,7 +258,7 @@ def _couple(
         int(np.rint(sources.x[t]) - np.rint(sources.x[s])),
         int(np.rint(sources.y[t]) - np.rint(sources.y[s])),
     )
-    _coupling(memory.design[a], memory.window[a, 0], memory.design[b], offset, step.size, memory.shifted, block)
+    coupling(memory.design[a], memory.window[a, 0], memory.design[b], offset, step.size, memory.shifted, block)
     for i in range(columns):
         for j in range(columns):
             value = block[i, j] * (sources.flux[s] if i else 1.0) * (sources.flux[t] if j else 1.0)
@@ -477,98 +288,6 @@ def _move(sources: Sources, s: int, a: int, step: Step, memory: _Memory, matrix:
             figures[s, VARIANCE] = np.nan
 
 
-@inner
-def _cell(place: float, n: int) -> int:
-    """Cell of a place along an axis of n."""
-    return min(max(int(place) // CELL, 0), n - 1)
-
-
-@inner
-def _mark(stirred: INT, x: float, y: float, turn: int) -> None:
-    ny, nx = stirred.shape
-    cx, cy = _cell(x, nx), _cell(y, ny)
-    for j in range(max(cy - 1, 0), min(cy + 2, ny)):
-        for i in range(max(cx - 1, 0), min(cx + 2, nx)):
-            stirred[j, i] = turn
-
-
-@compiled
-def stir_places(stirred: INT, x: F64, y: F64, turn: int) -> None:
-    """Mark the cells of ``Pixels`` around places (n,) as changed in a turn."""
-    for k in range(len(x)):
-        _mark(stirred, x[k], y[k], turn)
-
-
-@inner
-def _stir(pixels: Pixels, sources: Sources, s: int, old: tuple[float, float, float], peak: float, step: Step) -> bool:
-    """Whether the source's change stands out of the noise in its brightest pixel; then its surroundings are marked.
-
-    ``old`` is its x, y and flux before, ``peak`` the PSF's.
-    """
-    x, y, flux = old
-    change = abs(sources.flux[s] - flux) + max(abs(flux), abs(sources.flux[s])) * math.hypot(
-        sources.x[s] - x, sources.y[s] - y
-    )
-    noise = float(sources.noise[s]) + max(peak * flux, 0.0) * step.inverse_gain
-    if not (peak * change) ** 2 > STIRRING**2 * noise:
-        return False
-    _mark(pixels.stirred, x, y, step.turn)
-    return True
-
-
-@inner
-def _redraw(
-    pixels: Pixels, sources: Sources, s: int, old: tuple[float, float, float], bright: bool, tables: Tables,
-    work: tuple[PsfWork, PsfWork],
-) -> None:  # fmt: skip
-    """The source's model in place of the ``old`` one (x, y, flux); the near PSF is mixed in ``work``."""
-    x, y, flux = old
-    if bright:
-        mix_terms(tables.wide, sources.coefficients[sources.row[s]], work[1])
-    if sources.wide[s]:
-        _paint(pixels.residual, x, y, flux, tables.wide, work[1])
-    else:
-        _paint(pixels.residual, x, y, flux, tables.near, work[0])
-    sources.wide[s] = bright
-    if bright:
-        _paint(pixels.residual, sources.x[s], sources.y[s], -sources.flux[s], tables.wide, work[1])
-    else:
-        _paint(pixels.residual, sources.x[s], sources.y[s], -sources.flux[s], tables.near, work[0])
-
-
-@inner
-def _retouch(
-    pixels: Pixels, sources: Sources, s: int, old: tuple[float, float, float], psf: F32, table: PsfTable,
-    work: PsfWork, size: int,
-) -> None:  # fmt: skip
-    """As ``_redraw`` for a faint source that hardly changed: within the fitted window, where its PSF was ``psf``."""
-    x, y, flux = old
-    ny, nx = pixels.residual.shape
-    half, side, ix, iy = size // 2, table.side, int(np.rint(x)), int(np.rint(y))
-    stamps = work.stamps[:, : size * side]
-    read_stamp(table, sources.x[s] - ix, sources.y[s] - iy, size, False, work, stamps)
-    before, now = np.float32(flux), np.float32(sources.flux[s])
-    left, right = max(half - ix, 0), min(size, nx - ix + half)
-    difference = stamps[1]
-    for i in range(len(difference)):
-        difference[i] = before * psf[i] - now * stamps[0, i]
-    for j in range(max(half - iy, 0), min(size, ny - iy + half)):
-        change = difference[j * side + left : j * side + right]
-        line = pixels.residual[iy - half + j, ix - half + left : ix - half + right]
-        for i in range(len(line)):
-            line[i] += change[i]
-
-
-@inner
-def _at_rest(pixels: Pixels, sources: Sources, members: INT, turn: int) -> bool:
-    """Whether nothing changed around the members in the turn before, so that their step would be none."""
-    ny, nx = pixels.stirred.shape
-    last = 0
-    for s in members:
-        last = max(last, pixels.stirred[_cell(sources.y[s], ny), _cell(sources.x[s], nx)])
-    return last < turn - 1
-
-
 @compiled
 def step_groups(pixels: Pixels, sources: Sources, groups: Groups, tables: Tables, step: Step, figures: F64) -> None:
     """One Gauss-Newton step of flux and place for all groups, in place.
@@ -587,7 +306,7 @@ def step_groups(pixels: Pixels, sources: Sources, groups: Groups, tables: Tables
     for g in range(len(groups.start) - 1):
         low, k = groups.start[g], groups.start[g + 1] - groups.start[g]
         members = groups.members[low : low + k]
-        if not step.judge and _at_rest(pixels, sources, members, step.turn):
+        if not step.judge and at_rest(pixels, sources, members, step.turn):
             continue
         n, sides = k * columns, 1 + (k if step.judge else 0)
         matrix = store[: n * (n + sides)].reshape((n, n + sides))
@@ -595,7 +314,7 @@ def step_groups(pixels: Pixels, sources: Sources, groups: Groups, tables: Tables
         for a in range(k):
             s = members[a]
             ix, iy = int(np.rint(sources.x[s])), int(np.rint(sources.y[s]))
-            _mix(table, sources, s, work[0], mixed)
+            mix_source(table, sources, s, work[0], mixed)
             read_stamp(table, sources.x[s] - ix, sources.y[s] - iy, step.size, True, work[0], memory.design[a])
             model = (memory.design[a, 0], np.float32(sources.flux[s]), sources.noise[s])
             figures[s, COVERED] = _window(pixels, (ix - half, iy - half), model, step, windows, memory.window[a])
@@ -609,11 +328,11 @@ def step_groups(pixels: Pixels, sources: Sources, groups: Groups, tables: Tables
             old, peak = (sources.x[s], sources.y[s], sources.flux[s]), float(memory.design[a, 0, middle])
             figures[s, INFORMATION] = max(memory.information[a], LEAST)
             _move(sources, s, a, step, memory, matrix, figures)
-            much = _stir(pixels, sources, s, old, peak, step)
+            much = stir(pixels, sources, s, old, peak, step)
             if step.draw:
-                _mix(table, sources, s, work[0], mixed)
+                mix_source(table, sources, s, work[0], mixed)
                 bright = sources.wide[s] or peak * sources.flux[s] > tables.bright
                 if bright or much:
-                    _redraw(pixels, sources, s, old, bright, tables, work)
+                    redraw(pixels, sources, s, old, bright, tables, work)
                 else:
-                    _retouch(pixels, sources, s, old, memory.design[a, 0], tables.near, work[0], step.size)
+                    retouch(pixels, sources, s, old, memory.design[a, 0], tables.near, work[0], step.size)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stream.core.compiled import compiled, inner
 from stream.core.psfread import PsfTable, psf_work, read_slopes
-from stream.photometry.kernels import eliminate, own_equations
+from stream.photometry.equations import eliminate, own_equations
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -16,18 +16,8 @@ from stream.core.psfread import psf_table
 from stream.core.records import F32, Background
 from stream.photometry.fit import Fit, fit_errors
 from stream.photometry.groups import Groups, groups_of, has_neighbour, lone_groups
-from stream.photometry.kernels import (
-    CELL,
-    FIGURES,
-    TILE,
-    Pixels,
-    Sources,
-    Step,
-    Tables,
-    draw_sources,
-    step_groups,
-    weighted_sums,
-)
+from stream.photometry.kernels import FIGURES, TILE, step_groups, weighted_sums
+from stream.photometry.models import CELL, Pixels, Sources, Step, Tables, draw_sources
 from stream.photometry.stamps import nearest_pixels
 
 F64 = NDArray[np.float64]

@@ -13,7 +13,8 @@ from stream.photometry.background import estimate_background
 from stream.photometry.detect import SearchNoise, search_residuals
 from stream.photometry.fit import MIN_COVERAGE, Fit, fit_errors
 from stream.photometry.groups import groups_of
-from stream.photometry.kernels import COVERED, INFORMATION, stir_places
+from stream.photometry.kernels import COVERED, INFORMATION
+from stream.photometry.models import stir_places
 from stream.photometry.pairs import close_pairs, cross_pairs
 from stream.photometry.scene import Fitting, Scene, compiled_sources, is_bright, sky_covariance
 

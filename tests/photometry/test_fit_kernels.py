@@ -12,7 +12,6 @@ from stream.core.psf import STAMP, PsfModel, moffat_psf, read_gradients
 from stream.core.psfread import psf_table
 from stream.photometry.groups import Groups, groups_of, lone_groups
 from stream.photometry.kernels import (
-    CELL,
     COVERED,
     FIGURES,
     MAX_STEP,
@@ -21,14 +20,9 @@ from stream.photometry.kernels import (
     SKY_PART,
     TILE,
     VARIANCE,
-    Pixels,
-    Sources,
-    Step,
-    Tables,
-    draw_sources,
     step_groups,
-    stir_places,
 )
+from stream.photometry.models import CELL, Pixels, Sources, Step, Tables, draw_sources, stir_places
 
 SHAPE, SIZE, GAIN = (60, 70), 11, 6.0
 # A triple, a pair over the image's corner, and one alone beside bad pixels.
