@@ -76,13 +76,19 @@ def sky_of(scorr: F32, blank: NDArray[np.bool_], cell: int) -> tuple[F64, F64, F
     if excess is not None:
         side = CELL // STEP
         ny, nx = sample.shape
-        sample /= np.repeat(np.repeat(excess, side, axis=0), side, axis=1)[:ny, :nx]
-        scatter = _in_cells(sample, cells)[1]
+        factor = np.repeat(np.repeat(excess, side, axis=0), side, axis=1)[:ny, :nx]
+        sample /= factor
+        scatter = np.where(np.isfinite(scatter), _in_cells(sample, cells, factor > 1, scatter)[1], np.nan)
     return level, np.clip(_smoothed(_fill(scatter)), *TRUST), excess
 
 
-def _in_cells(sample: F32, cells: tuple[int, int]) -> tuple[F64, F64]:
-    """Level and scatter in so many cells; NaN in those without enough values."""
+def _in_cells(
+    sample: F32, cells: tuple[int, int], changed: NDArray[np.bool_] | None = None, scatter: F64 | None = None
+) -> tuple[F64, F64]:
+    """Level and scatter in so many cells; NaN in those without enough values.
+
+    ``changed``, ``scatter``: pixels that are not what they were when the scatter was taken; other cells keep it.
+    """
     level, scatter = np.full(cells, np.nan), np.full(cells, np.nan)
     edges_y, edges_x = (np.linspace(0, n, k + 1).astype(int) for n, k in zip(sample.shape, cells, strict=True))
     for j in range(cells[0]):
