@@ -78,22 +78,21 @@ def sky_of(scorr: F32, blank: NDArray[np.bool_], cell: int) -> tuple[F64, F64, F
         ny, nx = sample.shape
         factor = np.repeat(np.repeat(excess, side, axis=0), side, axis=1)[:ny, :nx]
         sample /= factor
-        scatter = np.where(np.isfinite(scatter), _in_cells(sample, cells, factor > 1, scatter)[1], np.nan)
+        again = _in_cells(sample, cells, factor > 1)[1]
+        scatter = np.where(np.isfinite(again), again, scatter)
     return level, np.clip(_smoothed(_fill(scatter)), *TRUST), excess
 
 
-def _in_cells(
-    sample: F32, cells: tuple[int, int], changed: NDArray[np.bool_] | None = None, scatter: F64 | None = None
-) -> tuple[F64, F64]:
-    """Level and scatter in so many cells; NaN in those without enough values.
-
-    ``changed``, ``scatter``: pixels that are not what they were when the scatter was taken; other cells keep it.
-    """
+def _in_cells(sample: F32, cells: tuple[int, int], wanted: NDArray[np.bool_] | None = None) -> tuple[F64, F64]:
+    """Level and scatter in so many cells; NaN in those without enough values, or without a ``wanted`` one."""
     level, scatter = np.full(cells, np.nan), np.full(cells, np.nan)
     edges_y, edges_x = (np.linspace(0, n, k + 1).astype(int) for n, k in zip(sample.shape, cells, strict=True))
     for j in range(cells[0]):
         for i in range(cells[1]):
-            values = sample[edges_y[j] : edges_y[j + 1], edges_x[i] : edges_x[i + 1]].ravel()
+            cell = np.s_[edges_y[j] : edges_y[j + 1], edges_x[i] : edges_x[i + 1]]
+            if wanted is not None and not wanted[cell].any():
+                continue
+            values = sample[cell].ravel()
             known = np.sort(values[np.isfinite(values)])
             if len(known) >= max(_MIN_SHARE * values.size, 12):
                 level[j, i], scatter[j, i] = _clipped(known)
