@@ -6,6 +6,7 @@ summed while it lies in the processor's cache.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,10 @@ MAX_SHIFT, MAX_STEP = 1.5, 0.5
 PLACE_PRIOR = 0.5
 # Two sources on one place share its flux as they like; this part of a source's information keeps the sum solvable.
 RIDGE = 1e-3
+# Of two that can hardly be told apart one may grow as the other falls below nothing. A group's member that would end so
+# many sigma (its own noise's) below is taken for nothing, and the others are solved without it, held by this many times
+# its information.
+DARKEST, HOLD = 3.0, 1e6
 # Part of the model's light by which any PSF is wrong somewhere: enters chi, not the weights (a Poisson-weighted flux
 # does not see such errors to first order, because the model's sum is right).
 PROFILE_ERROR = 0.01
@@ -180,12 +185,13 @@ def _judge(
 
 class _Memory(NamedTuple):
     """For one group: design (P and its slopes) and windows (inverse variance, residual) of its members, rows as long as
-    the table's side; what their own light says of their fluxes (inverse variance); a window of the image and which of
-    it counts, and smaller pieces."""
+    the table's side; what their own light says of their fluxes (inverse variance), and which are taken for nothing; a
+    window of the image and which of it counts, and smaller pieces."""
 
     design: F32
     window: F32
     information: F64
+    dark: BOOL
     value: F32
     counts: F32
     shifted: F32
@@ -200,6 +206,7 @@ def _memory(most: int, pixels: int) -> _Memory:
         np.empty((most, 3, pixels), np.float32),
         np.zeros((most, 2, pixels), np.float32),
         np.empty(most),
+        np.zeros(most, np.bool_),
         np.zeros(pixels, np.float32),
         np.zeros(pixels, np.float32),
         np.empty((3, pixels), np.float32),
@@ -236,6 +243,9 @@ def _own_blocks(sources: Sources, members: INT, step: Step, memory: _Memory, mat
         right[2] += (sources.home_y[s] - sources.y[s]) * prior
         if len(members) > 1:
             normal[0, 0] *= 1 + RIDGE
+        if memory.dark[a]:
+            normal[0, 0] *= HOLD
+            right[0] = -sources.flux[s] * normal[0, 0]
         for i in range(columns):
             for j in range(columns):
                 matrix[a * columns + i, a * columns + j] = normal[i, j]
@@ -266,6 +276,20 @@ def _couple(
 
 
 @inner
+def _darken(sources: Sources, members: INT, memory: _Memory, matrix: F64, columns: int) -> bool:
+    """Whether one more member of a group, the one that the solution takes farthest below nothing, is to be nothing."""
+    n, worst, least = matrix.shape[0], -1, -DARKEST
+    if len(members) > 1:
+        for a in range(len(members)):
+            snr = (sources.flux[members[a]] + matrix[a * columns, n]) * math.sqrt(max(memory.information[a], 0.0))
+            if snr < least and not memory.dark[a]:
+                worst, least = a, snr
+    if worst >= 0:
+        memory.dark[worst] = True
+    return worst >= 0
+
+
+@inner
 def _move(sources: Sources, s: int, a: int, step: Step, memory: _Memory, matrix: F64, figures: F64) -> None:
     """Member ``a`` (source ``s``) takes the step that the solved equations say, and is judged."""
     columns, n = 3 if step.move else 1, matrix.shape[0]
@@ -283,7 +307,7 @@ def _move(sources: Sources, s: int, a: int, step: Step, memory: _Memory, matrix:
         _judge(memory.design[a], memory.window[a], change, place, step.size, figures[s])
         variance, information = matrix[a * columns, n + 1 + a], memory.information[a]
         # Rounding may leave no positive variance where two sources cannot be told apart.
-        figures[s, VARIANCE] = variance if variance > 0 else 1 / information
+        figures[s, VARIANCE] = variance if variance > 0 and not memory.dark[a] else 1 / information
         if not information > 0:
             figures[s, VARIANCE] = np.nan
 
@@ -310,7 +334,6 @@ def step_groups(pixels: Pixels, sources: Sources, groups: Groups, tables: Tables
             continue
         n, sides = k * columns, 1 + (k if step.judge else 0)
         matrix = store[: n * (n + sides)].reshape((n, n + sides))
-        matrix[:] = 0
         for a in range(k):
             s = members[a]
             ix, iy = int(np.rint(sources.x[s])), int(np.rint(sources.y[s]))
@@ -318,11 +341,16 @@ def step_groups(pixels: Pixels, sources: Sources, groups: Groups, tables: Tables
             read_stamp(table, sources.x[s] - ix, sources.y[s] - iy, step.size, True, work[0], memory.design[a])
             model = (memory.design[a, 0], np.float32(sources.flux[s]), sources.noise[s])
             figures[s, COVERED] = _window(pixels, (ix - half, iy - half), model, step, windows, memory.window[a])
-        _own_blocks(sources, members, step, memory, matrix)
-        for q in range(groups.pair_start[g], groups.pair_start[g + 1]):
-            a, b = groups.first[q] - low, groups.second[q] - low
-            _couple(sources, (a, b), (members[a], members[b]), step, memory, matrix)
-        eliminate(matrix, n, sides)
+        memory.dark[:] = False
+        for _ in range(k):
+            matrix[:] = 0
+            _own_blocks(sources, members, step, memory, matrix)
+            for q in range(groups.pair_start[g], groups.pair_start[g + 1]):
+                a, b = groups.first[q] - low, groups.second[q] - low
+                _couple(sources, (a, b), (members[a], members[b]), step, memory, matrix)
+            eliminate(matrix, n, sides)
+            if not _darken(sources, members, memory, matrix, columns):
+                break
         for a in range(k):
             s = members[a]
             old, peak = (sources.x[s], sources.y[s], sources.flux[s]), float(memory.design[a, 0, middle])

@@ -160,6 +160,32 @@ def test_the_residual_image_follows_the_steps(case: Case, bright: float) -> None
     assert np.abs(case.pixels.residual - wanted).max() < 0.01 * np.abs(case.pixels.image - wanted).max()
 
 
+def test_no_member_of_a_group_goes_far_below_nothing(case: Case) -> None:
+    """A source that is not there, beside one that is wider than the PSF says, takes no light from nowhere."""
+    rows = np.array([0, 1])
+    x, y = np.array([30.0, 31.3, 5.0]), np.array([20.0, 20.0, 5.0])
+    image = np.zeros(SHAPE, np.float32)
+    hole = shifted_stamp(case.psf, x[0], y[0])[0] * 5000 - shifted_stamp(case.psf, x[1], y[1])[0] * 2500
+    image += hole.astype(np.float32)
+    pixels = case.pixels._replace(image=image, residual=image.copy(), unusable=np.zeros(SHAPE, bool))
+    pixels = pixels._replace(spoiled=np.zeros_like(pixels.spoiled))
+    noise, flux = np.full(3, 64, np.float32), np.zeros(3)
+    sources = Sources(
+        x, y, flux, x.copy(), y.copy(), noise, np.arange(3), case.psf.coefficients(x, y), np.zeros(3, bool)
+    )
+    figures = np.full((3, len(FIGURES)), np.nan)
+    groups = groups_of(x, y, rows, 2.4)
+    assert len(groups.start) == 2
+    step_groups(pixels, sources, groups, tables(case.psf), Step(SIZE, 1 / GAIN, False, True, True, False, 1), figures)
+    # Alone the first gets what its PSF sees: its flux, and what the hole takes of it.
+    p, q = (shifted_stamp(case.psf, x[i], y[i])[0] for i in rows)
+    weight = 1 / (64 + 0 * image)
+    alone = 5000 - 2500 * (weight * p * q).sum() / (weight * p * p).sum()
+    assert sources.flux[0] == pytest.approx(alone, rel=0.01)
+    assert abs(sources.flux[1]) < 1
+    assert np.sqrt(figures[1, VARIANCE]) > 10  # and nobody says that nothing is known well
+
+
 def test_what_is_at_rest_is_left_alone(case: Case) -> None:
     """A turn passes over groups around which the one before changed nothing, until something stirs there."""
     groups, figures = groups_of(X, Y, np.arange(6), 2.4), np.empty((6, len(FIGURES)))
