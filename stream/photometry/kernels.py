@@ -39,7 +39,7 @@ MAX_SHIFT, MAX_STEP = 1.5, 0.5
 PLACE_PRIOR = 0.5
 # Two sources on one place share its flux as they like; this part of a source's information keeps the sum solvable.
 RIDGE = 1e-3
-# Of two that can hardly be told apart one may grow as the other falls below nothing. A group's member that would end so
+# Of two whose places are free one may grow as the other falls below nothing. A group's member that would end so
 # many sigma (its own noise's) below is taken for nothing, and the others are solved without it, held by this many times
 # its information.
 DARKEST, HOLD = 3.0, 1e6
@@ -349,7 +349,7 @@ def step_groups(pixels: Pixels, sources: Sources, groups: Groups, tables: Tables
                 a, b = groups.first[q] - low, groups.second[q] - low
                 _couple(sources, (a, b), (members[a], members[b]), step, memory, matrix)
             eliminate(matrix, n, sides)
-            if not _darken(sources, members, memory, matrix, columns):
+            if not step.positive or not _darken(sources, members, memory, matrix, columns):
                 break
         for a in range(k):
             s = members[a]

@@ -60,7 +60,8 @@ class Tables(NamedTuple):
 
 class Step(NamedTuple):
     """``size`` of the windows, px; DN per e-; True: the sources stand alone and their models are still in the residual
-    image; whether places move; whether the fit is judged; whether changed models are drawn anew; number of the turn.
+    image; whether places move; whether the fit is judged; whether changed models are drawn anew; number of the turn;
+    whether no member of a group may go far below nothing.
 
     A turn that does not judge leaves out groups around which the turn before changed nothing.
     """
@@ -72,6 +73,7 @@ class Step(NamedTuple):
     judge: bool
     draw: bool
     turn: int
+    positive: bool = False
 
 
 @inner

@@ -101,10 +101,14 @@ class Fitting:
     sources: Sources
     figures: F64
     turn: int = 1
+    positive: bool = False
 
     @classmethod
     def begin(cls, scene: Scene, fit: Fit, *, crowded: bool = False) -> Fitting:
-        """No model is drawn yet. Steps change ``fit``. In a crowd faint sources share the PSF of their cell."""
+        """No model is drawn yet. Steps change ``fit``.
+
+        In a crowd faint sources share the PSF of their cell, and no member of a group goes far below nothing.
+        """
         near, psf = window_size(scene.psf.fwhm), scene.psf
         tables = Tables(
             psf_table(psf, near + SMALL_MARGIN), psf_table(psf, STAMP), BRIGHT_PEAK * scene.background.sigma
@@ -117,7 +121,9 @@ class Fitting:
         wide = is_bright(scene, fit.flux)
         order, sources = compiled_sources(scene, fit, wide, crowded=crowded)
         figures = np.full((len(fit), len(FIGURES)), np.nan)
-        return cls(scene, fit, scene.image.copy(), spoiled, stirred, tables, wide, order, sources, figures)
+        return cls(
+            scene, fit, scene.image.copy(), spoiled, stirred, tables, wide, order, sources, figures, positive=crowded
+        )
 
     def draw(self, rows: INT, sign: float = -1.0) -> None:
         """Take the models of sources off the residual image, or put them back with ``sign`` 1."""
@@ -129,7 +135,7 @@ class Fitting:
         """One step of all groups, or those around which the turn before changed something."""
         pixels = Pixels(self.scene.image, self.residual, self.scene.unusable, self.spoiled, self.stirred)
         size = window_size(self.scene.psf.fwhm)
-        settings = Step(size, 1 / self.scene.gain, alone, move, judge, draw, self.turn)
+        settings = Step(size, 1 / self.scene.gain, alone, move, judge, draw, self.turn, self.positive)
         step_groups(pixels, self.sources, groups, self.tables, settings, self.figures)
 
 

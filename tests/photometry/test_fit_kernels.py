@@ -176,7 +176,8 @@ def test_no_member_of_a_group_goes_far_below_nothing(case: Case) -> None:
     figures = np.full((3, len(FIGURES)), np.nan)
     groups = groups_of(x, y, rows, 2.4)
     assert len(groups.start) == 2
-    step_groups(pixels, sources, groups, tables(case.psf), Step(SIZE, 1 / GAIN, False, True, True, False, 1), figures)
+    step = Step(SIZE, 1 / GAIN, False, True, True, False, 1, positive=True)
+    step_groups(pixels, sources, groups, tables(case.psf), step, figures)
     # Alone the first gets what its PSF sees: its flux, and what the hole takes of it.
     p, q = (shifted_stamp(case.psf, x[i], y[i])[0] for i in rows)
     weight = 1 / (64 + 0 * image)
