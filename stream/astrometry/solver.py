@@ -67,6 +67,7 @@ MIN_CELL_SHARE = 2 / 3
 MAX_FIT_STARS = 800
 LONGEST_LIST = 1500  # of detections that vote
 DEEPER = 1.5  # catalogue stars a detection that are looked at, so that nearly all of them have their own among them
+DEEPEST = 0.95  # share of the fitted stars whose rank counts for that: a spoilt corner has faint ones only
 CLEAR_PEAK = 20.0  # Poisson sigma: chance peaks of a whole search stay below 8
 # Hypotheses from lists longer than this product come too late to be of use to anybody (over a second).
 MAX_VOTES = 3_000_000
@@ -128,11 +129,13 @@ def solve(detections: Table, gaia: Table, guess: WCS, jd_mid: float, shape: tupl
     scale = math.sqrt(abs(float(np.linalg.det(frame.jacobian)))) * 3600.0
     reach = REACH_ARCSEC / scale
     stars = usable_stars(detections, shape)
+    fitted = _fit_ranks(stars, frame)
     margin = (REACH_SCALE + reach_rotation(frame.dec0)) * frame.half_diagonal
-    catalogue = catalogue_near(gaia, frame, jd_mid, reach + margin, _depth(stars, area_ratio(frame, reach + margin)))
+    deepest = _depth(area_ratio(frame, reach + margin), max(_rank_asked(stars), _deepest(fitted)))
+    catalogue = catalogue_near(gaia, frame, jd_mid, reach + margin, deepest)
     best: Match | None = None
     if len(stars) >= MIN_PAIRS and len(catalogue) >= MIN_PAIRS:
-        for match in _hypotheses(stars, catalogue, frame, reach):
+        for match in _hypotheses(stars, catalogue, frame, reach, fitted):
             if best is None or match.log_chance < best.log_chance:
                 best = match
             if convincing(match, frame):
@@ -155,7 +158,7 @@ def reach_rotation(dec: float) -> float:
     return min(max(REACH_ROTATION, CAMERA_ROTATION + convergence), LARGEST_REACH)
 
 
-def _hypotheses(stars: Stars, catalogue: Catalogue, frame: Frame, reach: float) -> Iterator[Match]:
+def _hypotheses(stars: Stars, catalogue: Catalogue, frame: Frame, reach: float, fitted: I64) -> Iterator[Match]:
     """Grown hypotheses, the most likely first; brightest stars first, then deeper lists."""
     grid = search_grid(frame.half_diagonal, reach_rotation(frame.dec0), REACH_SCALE)
     for few, some in _levels(stars, catalogue, frame):
@@ -164,17 +167,26 @@ def _hypotheses(stars: Stars, catalogue: Catalogue, frame: Frame, reach: float) 
         for enough in (CLEAR_PEAK, math.inf):
             candidates = vote(few.p, some.u, reach, grid, enough=enough)
             for candidate in candidates:
-                match = _grow(candidate, (few, some), (stars, catalogue), frame, log_trials)
+                match = _grow(candidate, (few, some), (stars, catalogue, fitted), frame, log_trials)
                 if match is not None:
                     yield match
             if not candidates or candidates[0].score < CLEAR_PEAK:
                 break  # that was all of it
 
 
-def _depth(stars: Stars, ratio: float) -> int:
-    """Catalogue stars that ``_levels`` and ``_grow`` can ask for, in an area so many times the image's."""
-    deepest = int(np.flatnonzero(stars.good)[:500].max(initial=0)) + 1
-    return math.ceil(DEEPER * ratio * (max(deepest, LONGEST_LIST) + 20))
+def _depth(ratio: float, rank: int) -> int:
+    """How many catalogue stars, in an area so many times the image's, hold the own of a detection of that rank."""
+    return math.ceil(DEEPER * ratio * (rank + 20))
+
+
+def _rank_asked(stars: Stars) -> int:
+    """The deepest rank in brightness that ``_levels`` looks at."""
+    return max(int(np.flatnonzero(stars.good)[:500].max(initial=0)) + 1, LONGEST_LIST)
+
+
+def _deepest(ranks: I64) -> int:
+    """Rank that nearly all of these have, whatever stars (saturated ones, mostly) were left out between them."""
+    return int(np.quantile(ranks, DEEPEST)) + 1 if len(ranks) else 0
 
 
 def _levels(stars: Stars, catalogue: Catalogue, frame: Frame) -> Iterator[tuple[Stars, Catalogue]]:
@@ -206,11 +218,11 @@ def _levels(stars: Stars, catalogue: Catalogue, frame: Frame) -> Iterator[tuple[
 def _grow(
     candidate: Candidate,
     voters: tuple[Stars, Catalogue],
-    everything: tuple[Stars, Catalogue],
+    everything: tuple[Stars, Catalogue, I64],
     frame: Frame,
     log_trials: float,
 ) -> Match | None:
-    """Refine a hypothesis with ever more stars; None as soon as it falls apart."""
+    """Refine a hypothesis with ever more stars, those of the given ranks; None as soon as it falls apart."""
     stars, catalogue = voters
     predicted = stars.p @ candidate.matrix.T + candidate.shift
     fit = _pair_and_fit(stars, catalogue, predicted, frame, 1, 10.0)
@@ -225,17 +237,17 @@ def _grow(
     # Far below certainty, far above what most wrong offsets reach: spares the long way for those.
     if log_chance(len(stars), len(i), rate, 3, 0.0) > -3.0:
         return None
-    stars = _fit_stars(everything[0], frame)
-    catalogue = everything[1]
+    stars, catalogue, fitted = everything
     for share, degree, radius in ((4, 3, 4.0), (1, 4, 3.0)):
-        part = stars[: max(len(stars) // share, min(len(stars), 300))]
-        depth = catalogue.brightest(math.ceil(DEEPER * catalogue.area_ratio * (len(part) + 20)))
+        ranks = fitted[: max(len(fitted) // share, min(len(fitted), 300))]
+        part = stars[ranks]
+        depth = catalogue.brightest(_depth(catalogue.area_ratio, _deepest(ranks)))
         predicted = _map(fit, part, frame)
         next_fit = _pair_and_fit(part, depth, predicted, frame, degree, radius)
         if next_fit is None:
             return None
         fit = next_fit
-    return _settle(stars, depth, fit, frame, log_trials)
+    return _settle(part, depth, fit, frame, log_trials)
 
 
 def _settle(stars: Stars, catalogue: Catalogue, fit: Fit, frame: Frame, log_trials: float) -> Match | None:
@@ -252,15 +264,16 @@ def _settle(stars: Stars, catalogue: Catalogue, fit: Fit, frame: Frame, log_tria
     return Match(stars, catalogue, i, j, fit, chance, n_inside, rate)
 
 
-def _fit_stars(stars: Stars, frame: Frame) -> Stars:
-    """Stars worth fitting, evenly spread ones first: trusted, S/N above the limit; lower where that leaves few."""
+def _fit_ranks(stars: Stars, frame: Frame) -> I64:
+    """Ranks in brightness of the stars worth fitting, evenly spread ones first: trusted, S/N above the limit; lower
+    where that leaves few."""
     keep = stars.good & (stars.snr >= MIN_FIT_SNR)
     if np.count_nonzero(keep) < 60:
         keep = stars.good & (stars.snr >= 5.0)
     if np.count_nonzero(keep) < 2 * MIN_PAIRS:
         keep = stars.good | (np.count_nonzero(stars.good) < 2 * MIN_PAIRS)
-    stars = stars[keep]
-    return stars[spread_order(stars.p, frame.half)[:MAX_FIT_STARS]]
+    ranks = np.flatnonzero(keep)
+    return ranks[spread_order(stars.p[ranks], frame.half)[:MAX_FIT_STARS]]
 
 
 def _map(fit: Fit, stars: Stars, frame: Frame) -> F64:

@@ -128,6 +128,16 @@ def test_junk_trails_and_missing_bright_stars():
     assert np.median(field.errors(solve(faint, *field.args[1:]).wcs)) < 0.05
 
 
+def test_a_crowd_whose_bright_stars_are_all_saturated_is_solved():
+    """What is fitted begins at rank 2,000: the catalogue is looked at as deep as that."""
+    field = make_field(14, FULL, 40_000)
+    detections = field.detections
+    brightest = np.argsort(-detections["flux"])[:2000]
+    detections["flags"][brightest] |= int(Mask.SATURATED)
+    solution = solve(*field.args)
+    assert field.errors(solution.wcs).max() < 0.1
+
+
 def test_a_match_that_holds_only_in_a_cluster_core_is_refused():
     """Two different globular clusters laid on each other: hundreds of chance pairs, no solution."""
     rng = np.random.default_rng(8)
