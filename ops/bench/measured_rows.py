@@ -305,6 +305,7 @@ def lines(field_name: str, frames: Sequence[Frame]) -> list[Line]:
 
     def add(what: str, target: str, values: dict[str, float], shown: str, hold: Callable[[float], bool] | None,
             detail: str = "") -> None:  # fmt: skip
+        """Append one row: the value of each program, shown as ``shown``, ours judged by ``hold``."""
         own = values.get(OURS, np.nan)
         ok = bool(hold(own)) if hold and np.isfinite(own) else None
         peers = {name: shown.format(value) for name, value in values.items() if name != OURS and np.isfinite(value)}

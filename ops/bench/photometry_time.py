@@ -141,6 +141,7 @@ def table(name: str, n: int, steps: list[Timed]) -> list[str]:
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the simulated fields")
     parser.add_argument("--fields", default="normal,dense", help="which, with commas")

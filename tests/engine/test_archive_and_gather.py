@@ -112,7 +112,7 @@ def test_an_archive_that_was_killed_reads_the_nights_that_are_new_since(settings
     store = ProductStore(mine.store)
     argv = [sys.executable, "-m", "stream.cli", "worker", "archive"]
 
-    def archived(topic: str, wanted: dict[int, bytes]) -> None:
+    def archived(topic: str, wanted: dict[int, bytes]) -> dict[int, bytes]:
         worker = spawn(argv, env=mine.environment(), log=tmp_path / "archive.log")
         try:
             publish(settings, topic, list(wanted.values()))
@@ -120,9 +120,12 @@ def test_an_archive_that_was_killed_reads_the_nights_that_are_new_since(settings
         finally:
             worker.kill()  # says nothing to its group
             worker.wait()
+        return dict(iterate_packets(store))
 
-    archived(make_topic("ztf_20170815_programid1"), packets(60, 63))
-    archived(make_topic("ztf_20170816_programid1"), packets(63, 66))
+    before, since = packets(60, 63), packets(63, 66)
+    archived(make_topic("ztf_20170815_programid1"), before)
+    kept = archived(make_topic("ztf_20170816_programid1"), since)
+    assert {candid: kept[candid] for candid in (*before, *since)} == {**before, **since}
 
 
 def test_a_store_that_fails_costs_no_alert(settings, worker, make_topic, tmp_path, monkeypatch):
@@ -141,6 +144,8 @@ def test_a_store_that_fails_costs_no_alert(settings, worker, make_topic, tmp_pat
     publish(settings, topic, list(wanted.values()))
     store = ProductStore(str(tmp_path / "store"))
     worker.run_until(lambda: len(failures) == 2 and wanted.keys() <= dict(iterate_packets(store)).keys())
+    kept = dict(iterate_packets(store))
+    assert {candid: kept[candid] for candid in wanted} == wanted
 
 
 def test_a_night_is_gathered_as_it_comes(settings, make_topic):
