@@ -2,8 +2,8 @@
 
 It reads the public topics themselves, by pattern, which Faust cannot subscribe to; what it keeps is therefore what a
 broker got, not what we meant to send. A batch is written and then its offsets are committed; a repeat after a crash
-is recognised by candid. A client that reads nothing while there is something to read (seen once after a broker died)
-does not come back by itself: the worker asks after a silence, and leaves to be started again.
+is recognised by candid. A client that reads nothing while there is something to read does not come back by itself: the
+worker asks after a silence, and leaves to be started again.
 """
 
 from __future__ import annotations

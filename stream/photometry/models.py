@@ -140,7 +140,7 @@ def retouch(
     pixels: Pixels, sources: Sources, s: int, old: tuple[float, float, float], psf: F32, table: PsfTable,
     work: PsfWork, size: int,
 ) -> None:  # fmt: skip
-    """As ``_redraw`` for a faint source that hardly changed: within the fitted window, where its PSF was ``psf``."""
+    """As ``redraw`` for a faint source that hardly changed: within the fitted window, where its PSF was ``psf``."""
     x, y, flux = old
     ny, nx = pixels.residual.shape
     half, side, ix, iy = size // 2, table.side, int(np.rint(x)), int(np.rint(y))

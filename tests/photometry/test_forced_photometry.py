@@ -42,23 +42,29 @@ def test_fluxes_of_both_signs_and_their_errors() -> None:
     assert chi.mean() == pytest.approx(1, abs=0.03)
     faint = flux == 0  # where the response's own error is nothing
     area = 1 / (psf.stamps(x, y, 9).astype(float) ** 2).sum(axis=(1, 2))
-    assert error[faint] == pytest.approx(SIGMA * np.sqrt(area[faint]), rel=0.1)
+    assert error[faint] == pytest.approx(SIGMA * np.sqrt(area[faint]), rel=5e-3)
     assert (error >= 0.999 * SIGMA * np.sqrt(area)).all()
 
 
 def test_agrees_with_scipy_on_an_image_with_holes() -> None:
     psf = true_psf(2.6, SHAPE)
-    data, x, y, _ = painted(psf, 2)
+    data, x, y, flux = painted(psf, 2)
     unusable = np.zeros(SHAPE, bool)
     unusable[::7, ::5] = True
     unusable[100] = True
-    found, _, _ = forced_fluxes(scene_of(data, psf, unusable), x, y)
+    found, error, _ = forced_fluxes(scene_of(data, psf, unusable), x, y)
     for k in range(0, len(x), 17):
         ix, iy = round(x[k]), round(y[k])
         window = slice(iy - 5, iy + 6), slice(ix - 5, ix + 6)
         model, good = psf.stamps([x[k]], [y[k]], 11)[0], ~unusable[window]
-        value, _ = curve_fit(lambda p, f: f * p, model[good].astype(float), data[window][good], 1.0)
-        assert found[k] == pytest.approx(value[0], rel=1e-3, abs=0.1)
+        noise = np.full(good.sum(), SIGMA)
+        value, covariance = curve_fit(
+            lambda p, f: f * p, model[good].astype(float), data[window][good], 1.0, noise, absolute_sigma=True
+        )
+        assert found[k] == pytest.approx(value[0], rel=1e-3, abs=0.05)
+        # A bright source's has the response's own error in it, 1 mmag.
+        response = 1e-3 * abs(flux[k])
+        assert error[k] == pytest.approx(np.hypot(np.sqrt(covariance[0, 0]), response), rel=2e-3)
 
 
 @pytest.mark.parametrize("apart", [1.0, 2.0, 6.0])
