@@ -281,6 +281,7 @@ def summarise(plan: DemoPlan, gathered: Gathered, seconds: float) -> dict[str, A
         "streaks": gathered.n_streaks,
         "tracklets": len(gathered.tracklets),
         "dead_letters": [letter.reason for letter in gathered.letters.values()],
+        "unreadable": gathered.n_foreign,
         "latency": percentiles(ledgers, "arrived", "published", (50.0, 95.0, 100.0)),
         "latency_by_stage": latency_report(ledgers)["stages"],
         "injected": {name: _of_kind(injected, name) for name in ("transient", "asteroid")},
@@ -337,6 +338,8 @@ def show(summary: dict[str, Any], console: Console) -> None:
     table.add_row(
         "dead letters", f"{len(letters)}" + (f": {letters[0][:90]} (`ztf-stream deadletter list`)" if letters else "")
     )
+    if summary["unreadable"]:
+        table.add_row("unreadable", f"{summary['unreadable']} messages on the stream's topics are none of its records")
     latency = summary["latency"]
     if latency:
         table.add_row("arrival to alert", ", ".join(f"{int(p)} %: {s:.1f} s" for p, s in latency.items()))

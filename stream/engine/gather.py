@@ -30,7 +30,7 @@ class Gathered:
     n_streaks: int = 0
     alerts: dict[str, list[Row]] = field(default_factory=dict)  # packets by topic
     packets: list[bytes] = field(default_factory=list)
-    n_foreign: int = 0  # messages on alert topics that are no alerts
+    n_foreign: int = 0  # messages that are not what their topic carries
 
     @property
     def n_alerts(self) -> int:
@@ -100,6 +100,13 @@ class NightReader:
             self._assigned |= found
 
     def _take(self, message: RawMessage) -> None:
+        """Keep what the message says. One that cannot be read is counted: it must not hide the rest of the night."""
+        try:
+            self._keep(message)
+        except MessageError:
+            self.gathered.n_foreign += 1
+
+    def _keep(self, message: RawMessage) -> None:
         g = self.gathered
         if message.topic == "ztf.quadrants":
             report = decode_report(message.value)
@@ -114,13 +121,6 @@ class NightReader:
         elif message.topic == "ztf.streaks":
             g.n_streaks += 1
         else:
-            self._alert(message)
-
-    def _alert(self, message: RawMessage) -> None:
-        try:
             packet = read_packet(message.value)
-        except MessageError:
-            self.gathered.n_foreign += 1
-            return
-        self.gathered.alerts.setdefault(message.topic, []).append(packet)
-        self.gathered.packets.append(message.value)
+            g.alerts.setdefault(message.topic, []).append(packet)
+            g.packets.append(message.value)

@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import redis
@@ -57,6 +57,7 @@ PATIENCE = 60  # seconds; a rebuild that did not get on for so long was killed
 _DAY = 86_400.0
 
 Progress = Callable[[str, int], None]
+Decoded = TypeVar("Decoded")
 
 
 @dataclass(slots=True)
@@ -244,8 +245,8 @@ class _Rebuild:
         for night in sorted(archived_nights(self._store), reverse=True):
             for _, packet in iterate_packets(self._store, night):
                 yield from _packet_event(packet)
-        for message in self._read(SOURCE):
-            for item in decode_batch(message.value).items:
+        for _, batch in self._readable(self._read(SOURCE), decode_batch):
+            for item in batch.items:
                 if item.object_id is not None:
                     row = {name: item.candidate.get(name) for name in PRV_FIELDS}
                     yield Event(item.object_id, row, tuple(item.fp_hists or ()))
@@ -255,6 +256,18 @@ class _Rebuild:
         ends = ends_of(make_admin(self._settings), [topic]).get(topic, {})
         if any(ends.values()):
             yield from read_to_end(self._settings, {topic: {}}, "rebuild", read_committed=committed_only)
+
+    def _readable(
+        self, messages: Iterable[RawMessage], decode: Callable[[bytes], Decoded]
+    ) -> Iterator[tuple[RawMessage, Decoded]]:
+        """Messages and their records. What is no record was a dead letter once: one such must not stop a rebuild."""
+        for message in messages:
+            try:
+                record = decode(message.value)
+            except MessageError:
+                self._count("unreadable")
+                continue
+            yield message, record
 
     def _read_done(self, topic: str, group: str) -> Iterator[RawMessage]:
         """What of a topic a group has dealt with and committed."""
@@ -277,8 +290,7 @@ class _Rebuild:
     def _coverage(self) -> None:
         """Epochs of the last two histories' length."""
         known: set[str] = set()
-        for message in self._read("ztf.quadrants"):
-            report = decode_report(message.value)
+        for _, report in self._readable(self._read("ztf.quadrants"), decode_report):
             known.add(report.name)
             self._epoch(report)
         if not self.done.newest_jd:
@@ -287,7 +299,13 @@ class _Rebuild:
         for name, path in science_files(self._store, "_qa.json", first, night_of(self.done.newest_jd)):
             data = None if name in known else self._store.find(path)
             if data is not None:
-                self._epoch(read_quality(data))
+                self._quality(data)
+
+    def _quality(self, data: bytes) -> None:
+        try:
+            self._epoch(read_quality(data))
+        except MessageError:  # damaged on disk: one epoch without its limit
+            self._count("unreadable")
 
     def _epoch(self, report: QuadrantReport) -> None:
         if report.corners:
@@ -298,14 +316,13 @@ class _Rebuild:
     def _links(self) -> None:
         """What ``link`` has seen and sent."""
         stage, nights = LinkStage(self._client), set()
-        for message in self._read_done("ztf.scored", "link"):
-            batch = decode_batch(message.value)
+        for message, batch in self._readable(self._read_done("ztf.scored", "link"), decode_batch):
             if stage.remember(batch, version_of(message)):
                 nights.add(night_of(batch.jd))
                 self._count("link_batches")
-        for message in self._read("ztf.tracklets"):
+        for message, tracklet in self._readable(self._read("ztf.tracklets"), decode_tracklet):
             by = f"{message.header('pid') or ''}:{message.header('chunk') or '0'}"
-            if stage.remember_sent(decode_tracklet(message.value), by):
+            if stage.remember_sent(tracklet, by):
                 self._count("tracklets")
         for night in sorted(nights):  # what is committed was confirmed: these are with the public
             for tracklet in stage.linked(night, PUBLIC_PROGRAM):

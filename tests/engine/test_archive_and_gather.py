@@ -170,3 +170,17 @@ def test_a_night_is_gathered_as_it_comes(settings, make_topic):
         assert gathered.ledgers[990001] == {"arrived": 12.5}
         assert gathered.n_alerts >= 3
         assert gathered.n_expected >= 3
+
+
+def test_what_is_no_record_hides_nothing_of_a_night(settings, make_topic):
+    """A foreign message on any topic is counted, and what follows it is read."""
+    report = QuadrantReport("after", 1, 2, 1, 1, 0, 1, 1, 1, 1, 990003, 2457900.25, 2457900.25, 30.0, n_candidates=0)
+    topics = ("ztf.deadletters", "ztf.tracklets", "ztf.quadrants", "ztf_20170607_programid1")
+    sender = Sender(make_producer(settings, "test"))
+    with NightReader(settings) as reader:
+        for topic in topics:
+            make_topic(topic)
+            sender.send(OutMessage(topic, b"?", b"no record at all"))
+        sender.send(OutMessage("ztf.quadrants", b"?", encode_report(report)))
+        sender.flush()
+        assert reader.until(lambda g: g.n_foreign >= len(topics) and 990003 in g.reports, 60)
