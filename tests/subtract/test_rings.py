@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from synthetic import paint
 
 from stream.core.psf import gaussian_psf
@@ -52,3 +53,46 @@ def test_what_cannot_be_known_is_left_alone() -> None:
     remove_rings(new, reference, np.ones(SHAPE, bool), [STAR, Star(-90.0, 20.0, 1e6)])
     assert (new == before).all()
     assert (reference == before).all()
+
+
+def by_hand(new: NDArray, reference: NDArray, bad: NDArray, star: Star, reach: int) -> tuple[NDArray, NDArray]:
+    """The same rings from sorted values and least squares, ring by ring in numpy: both images afterwards."""
+    y, x = np.indices(new.shape)
+    r, angle = np.hypot(x - star.x, y - star.y), np.arctan2(y - star.y, x - star.x)
+    disc = r < reach
+    rings = [np.flatnonzero((~bad & disc & (r.astype(int) == k)).ravel()) for k in range(reach)]
+    known = [k for k, ring in enumerate(rings) if len(ring) >= 6]
+    new, reference = new.ravel().astype(float), reference.ravel().astype(float)
+
+    def profile(values: list[float]) -> NDArray:
+        return np.where(disc, np.interp(r, np.array(known) + 0.5, values, right=0.0), 0.0).ravel()
+
+    def medians(image: NDArray) -> NDArray:
+        levels = np.array([np.sort(image[rings[k]])[len(rings[k]) // 2] for k in known])
+        return profile(list(levels - np.median(levels[-6:])))
+
+    common, more = medians(reference), medians(new - reference)
+    new, reference = new - common - more, reference - common
+    pairs = []
+    for k in known:
+        v, a = (new - reference)[rings[k]], angle.ravel()[rings[k]]
+        ok = np.abs(v) < 3 * 1.4826 * np.sort(np.abs(v))[len(v) // 2]
+        terms = np.stack([np.ones(ok.sum()), np.cos(2 * a[ok]), np.sin(2 * a[ok])], axis=1)
+        pairs.append(np.linalg.solve(terms.T @ terms + np.eye(3), terms.T @ v[ok])[1:])
+    for wave, amplitudes in zip((np.cos, np.sin), zip(*pairs, strict=True), strict=True):
+        new = new - wave(2 * angle.ravel()) * profile(list(amplitudes))
+    return new.reshape(r.shape), reference.reshape(r.shape)
+
+
+def test_compiled_rings_are_those_made_by_hand() -> None:
+    rng = np.random.default_rng(4)
+    star = Star(37.3, 60.8, 3e5)  # its disc leaves the image on one side
+    new, reference = (rng.normal(0, s, (130, 120)).astype(np.float32) for s in (2, 1))
+    new += wings(1.08, 8)[:130, :120]
+    y, x = np.indices(new.shape)
+    # The innermost rings and one further out are unknown.
+    bad = (np.hypot(x - star.x, y - star.y) < 7) | (np.hypot(x - star.x, y - star.y).astype(int) == 15)
+    expected = by_hand(new, reference, bad, star, int(1.1 * star.flux**0.25))
+    remove_rings(new, reference, bad, [star])
+    for mine, theirs in zip((new, reference), expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-3)
