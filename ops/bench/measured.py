@@ -58,6 +58,12 @@ class Catalogue:
     # Sky places minus true ones (arcsec, east and north) at the true pixel places of the point sources, if it knows.
     sky_error: tuple[F64, F64] | None = None
     note: str = ""
+    # Of the image only the square of ``half`` px to each side of its middle was measured.
+    half: float = float("inf")
+
+    def covers(self, x: F64, y: F64) -> BOOL:
+        """Which places lie in the part that it measured."""
+        return np.asarray(from_middle(x, y) <= self.half)
 
 
 @dataclass(slots=True)
@@ -179,6 +185,11 @@ def measure(unit: Unit) -> Frame:
     return frame
 
 
+def from_middle(x: F64, y: F64) -> F64:
+    """How far places are from the middle of a quadrant along its axes, the larger of both, px."""
+    return np.maximum(np.abs(x - (FULL.nx - 1) / 2), np.abs(y - (FULL.ny - 1) / 2))
+
+
 def _judge_truth(frame: Frame, science: ScienceImage) -> None:
     """Which true sources lie on defects, their true S/N, and how well a place can be known at best."""
     ny, nx = science.data.shape
@@ -294,7 +305,7 @@ class Matches:
 def match(frame: Frame, catalogue: Catalogue) -> Matches:
     """True sources (points and galaxies) and what was found: within half a FWHM, mutual, alike within 0.75 mag."""
     t = frame.truth
-    shining = np.flatnonzero(t["flux"] > 0)
+    shining = np.flatnonzero((t["flux"] > 0) & catalogue.covers(t["x"], t["y"]))
     rows = np.flatnonzero(np.isfinite(catalogue.x) & np.isfinite(catalogue.y) & (catalogue.flux > 0))
     if not len(shining) or not len(rows):
         return Matches(shining[:0], rows[:0])

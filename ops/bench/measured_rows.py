@@ -181,6 +181,7 @@ def found_figures(parts: Sequence[Sample]) -> dict[str, F64]:
         found = np.zeros(len(frame.snr), bool)
         found[s.pairs.truth] = True
         points = frame.clean & (np.arange(len(frame.snr)) < frame.n_points)
+        points &= c.covers(frame.truth["x"], frame.truth["y"])
         complete.append(_shares(frame.snr[points], found[points], SNR_BINS))
         by_mag.append(_shares(frame.truth["mag"][points], found[points], MAG_BINS))
         area = float(np.median(np.maximum((frame.truth["flux"] / frame.snr)[points] ** 2, 0))) / frame.sky_sigma**2

@@ -22,7 +22,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from ops.bench.measured import HARMFUL, Catalogue, Frame, Peer, clean_places, sky_errors
+from ops.bench.measured import HARMFUL, Catalogue, Frame, Peer, clean_places, from_middle, sky_errors
 from stream.astrometry import propagate
 from stream.core.camera import FULL, nominal_wcs
 from stream.core.records import ScienceImage, Table
@@ -33,6 +33,7 @@ F64 = NDArray[np.float64]
 # settings (1.5 sigma on five pixels) they find a tenth of what has S/N 5.
 SIGNIFICANCE = ScienceSettings().detection_sigma
 KERNEL_SIDE = 9
+MOST = 8000  # sources that photutils fits, around the middle: a crowd of 40,000 takes it an hour
 APERTURE = 7  # px radius, sep's flux of bright stars
 FIRST = ["X_IMAGE", "Y_IMAGE", "FLUX_RADIUS", "VIGNET(35,35)", "FLUX_APER(1)", "FLUXERR_APER(1)", "ELONGATION", "FLAGS",
          "SNR_WIN"]  # fmt: skip
@@ -197,22 +198,25 @@ def with_sep(science: ScienceImage, frame: Frame, path: Path, gaia: Table) -> Ca
 
 
 def with_photutils(science: ScienceImage, frame: Frame, path: Path, gaia: Table) -> Catalogue:
-    """photutils: DAOStarFinder, an effective PSF of its own from 100 stars, grouped PSF fits."""
+    """photutils: peaks of the filtered image, an effective PSF from 100 stars, grouped PSF fits."""
     from astropy.nddata import NDData
     from astropy.table import Table as AstropyTable
     from photutils.background import Background2D, MedianBackground
-    from photutils.detection import DAOStarFinder
+    from photutils.detection import find_peaks
     from photutils.psf import EPSFBuilder, PSFPhotometry, SourceGrouper, extract_stars
+    from scipy.ndimage import convolve
 
     start = time.process_time()
     bad = ((science.mask & np.uint16(HARMFUL)) != 0) | ~np.isfinite(science.data)
     sky = Background2D(science.data, 128, mask=bad, filter_size=3, bkg_estimator=MedianBackground())
     flat = np.where(bad, 0, science.data - sky.background).astype(float)
     sigma = float(sky.background_rms_median)
-    found = DAOStarFinder(threshold(frame.seeing) * sigma * 2, fwhm=frame.seeing)(flat, mask=bad)
-    x, y = (np.asarray(found[f"{a}_centroid" if f"{a}_centroid" in found.colnames else f"{a}centroid"]) for a in "xy")
+    # Not its DAOStarFinder: a kernel that sums to zero over few pixels keeps 0.4 to 0.8 of a faint source's S/N.
+    smooth = convolve(flat, kernel(frame.seeing), mode="constant")
+    found = find_peaks(smooth, threshold(frame.seeing) * sigma, box_size=3, mask=bad)
+    x, y = (np.asarray(found[name], float) for name in ("x_peak", "y_peak"))
     clean = clean_places(science, x, y)
-    peak = np.asarray(found["peak"])
+    peak = flat[y.astype(int), x.astype(int)]
     chosen = np.flatnonzero(clean & (peak > 50 * sigma) & (peak < 0.5 * science.saturate))[:100]
     stars = extract_stars(NDData(flat), AstropyTable({"x": x[chosen], "y": y[chosen]}), size=25)
     model, _ = EPSFBuilder(oversampling=2, maxiters=5, progress_bar=False)(stars)
@@ -220,8 +224,11 @@ def with_photutils(science: ScienceImage, frame: Frame, path: Path, gaia: Table)
     group = SourceGrouper(1.5 * frame.seeing)
     size = 2 * int(np.ceil(1.25 * frame.seeing)) + 1
     fit = PSFPhotometry(model, (size, size), grouper=group, aperture_radius=frame.seeing)
-    rows = fit(flat, error=error, mask=bad, init_params=AstropyTable({"x": x, "y": y}))
+    distance = from_middle(x, y)
+    half = float(np.sort(distance)[MOST - 1]) if len(x) > MOST else float("inf")
+    near = distance <= half
+    rows = fit(flat, error=error, mask=bad, init_params=AstropyTable({"x": x[near], "y": y[near]}))
     seconds = time.process_time() - start
     x, y, flux, err = (np.asarray(rows[name], float) for name in ("x_fit", "y_fit", "flux_fit", "flux_err"))
     good = clean_places(science, np.nan_to_num(x), np.nan_to_num(y)) & (err > 0) & np.isfinite(flux)
-    return Catalogue("photutils", x, y, flux, err, good, seconds)
+    return Catalogue("photutils", x, y, flux, err, good, seconds, half=half)

@@ -274,6 +274,7 @@ def summarise(plan: DemoPlan, gathered: Gathered, seconds: float) -> dict[str, A
     summary = {
         "packets": len(sorted((plan.night / "raw" / "sci").iterdir())),
         "quadrants": _counts(str(report.status) for report in reports),
+        "notes": _counts(note.partition(":")[0] for report in reports for note in report.notes),
         "sources": sum(report.n_sources or 0 for report in reports),
         "candidates": sum((report.n_candidates or 0) + (report.n_rejected or 0) for report in reports),
         "alerts": {topic: len(sent) for topic, sent in sorted(gathered.alerts.items())},
@@ -331,6 +332,8 @@ def show(summary: dict[str, Any], console: Console) -> None:
         "measured",
         f"{summary['sources']} sources, {summary['candidates']} events, {summary['streaks']} quadrants with streaks",
     )
+    if summary["notes"]:
+        table.add_row("noted", ", ".join(f"{name} in {n} quadrants" for name, n in summary["notes"].items()))
     for topic, count in summary["alerts"].items():
         table.add_row("alerts", f"{count} on [cyan]{topic}[/], {summary['distinct']} distinct candids")
     table.add_row("tracklets", str(summary["tracklets"]))

@@ -1,4 +1,4 @@
-"""The records of the way of a candidate: what travels between score, enrich, link and emit."""
+"""The records that travel between score, enrich, link and emit: candidates, streaks, tracklets."""
 
 from __future__ import annotations
 
@@ -42,6 +42,27 @@ class CandidateBatch:
     chunk: int
     n_chunks: int
     items: list[BatchItem] = dataclasses.field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Streak:
+    """A trailed detection in a difference image; positions deg, lengths px, fluxes DN (signed as D)."""
+
+    candid: int
+    ra1: float
+    dec1: float
+    ra2: float
+    dec2: float
+    length: float
+    angle: float  # deg, east of north
+    flux: float
+    sigflux: float
+    mag: float
+    snr: float
+    score: float
+    sig_length: float = float("nan")
+    sig_angle: float = float("nan")
+    sig_cross: float = float("nan")  # px, across the trail
 
 
 @dataclass(frozen=True, slots=True)

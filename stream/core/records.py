@@ -32,6 +32,7 @@ from stream.core.instrument import Row as Row
 from stream.core.instrument import Sightings as Sightings
 from stream.core.messages import BatchItem as BatchItem
 from stream.core.messages import CandidateBatch as CandidateBatch
+from stream.core.messages import Streak as Streak
 from stream.core.messages import Tracklet as Tracklet
 from stream.core.report import QuadrantReport as QuadrantReport
 from stream.core.report import Status as Status
@@ -433,27 +434,6 @@ class Candidate:
     def candid(self) -> int:
         """Candidate identifier."""
         return int(self.fields["candid"])
-
-
-@dataclass(frozen=True, slots=True)
-class Streak:
-    """A trailed detection in a difference image; positions deg, lengths px, fluxes DN (signed as D)."""
-
-    candid: int
-    ra1: float
-    dec1: float
-    ra2: float
-    dec2: float
-    length: float
-    angle: float  # deg, east of north
-    flux: float
-    sigflux: float
-    mag: float
-    snr: float
-    score: float
-    sig_length: float = float("nan")
-    sig_angle: float = float("nan")
-    sig_cross: float = float("nan")  # px, across the trail
 
 
 @dataclass(slots=True)

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from astropy.wcs import WCS
+from numpy.typing import NDArray
 
 from stream.core.displacement import Displacement
 from stream.core.psf import PsfModel, polynomial_terms
-from stream.core.records import Reference, ScienceImage, Table
+from stream.core.records import Reference, ReferenceNotes, ScienceImage, Table
 
 # Reference pixels beyond the piece's footprint: the interpolation's kernel, offsets of the registration, and turns.
 _REACH = 24
@@ -72,13 +73,26 @@ def _crop_wcs(wcs: WCS, box: Box) -> WCS:
     return moved
 
 
+def _inside(x: NDArray[np.float64], y: NDArray[np.float64], box: Box) -> NDArray[np.bool_]:
+    """Which places (px) have their nearest pixel in a box."""
+    return (x >= box.x0 - 0.5) & (x < box.x1 - 0.5) & (y >= box.y0 - 0.5) & (y < box.y1 - 0.5)
+
+
 def _crop_sources(sources: Table, box: Box) -> Table:
-    inside = (sources["x"] >= box.x0 - 0.5) & (sources["x"] < box.x1 - 0.5)
-    inside &= (sources["y"] >= box.y0 - 0.5) & (sources["y"] < box.y1 - 0.5)
-    kept = sources[inside].copy()
+    kept = sources[_inside(sources["x"], sources["y"], box)].copy()
     kept["x"] -= box.x0
     kept["y"] -= box.y0
     return kept
+
+
+def _crop_notes(notes: ReferenceNotes | None, sources: Table, box: Box) -> ReferenceNotes | None:
+    """The notes of a piece: its own stars and rows; ``sources`` are the whole reference's."""
+    if notes is None:
+        return None
+    stars = notes.stars[_inside(notes.stars[:, 0], notes.stars[:, 1], box)] - np.array([box.x0, box.y0, 0.0])
+    inside = _inside(sources["x"], sources["y"], box)
+    clean = (np.cumsum(inside) - 1)[notes.clean[inside[notes.clean]]]
+    return replace(notes, stars=stars, clean=clean)
 
 
 def crop_science(science: ScienceImage, box: Box) -> ScienceImage:
@@ -133,4 +147,5 @@ def crop_reference(reference: Reference, science: ScienceImage) -> Reference | N
         wcs=_crop_wcs(reference.wcs, box),
         psf=crop_psf(reference.psf, box),
         sources=_crop_sources(reference.sources, box),
+        notes=_crop_notes(reference.notes, reference.sources, box),
     )

@@ -35,7 +35,7 @@ from stream.fakes import (
 from stream.fakes.crop import Box
 from stream.fakes.inject import paint
 from stream.fakes.summary import limit_offset
-from stream.subtract import subtract
+from stream.subtract import note_reference, subtract
 
 SHAPE, REFERENCE_SHAPE = (900, 960), (960, 1000)
 SETTINGS = FakeSettings(side=420, most=0.6, counts=(("nucleus", 4), ("host", 4), ("streak", 2), ("point", 20)))
@@ -106,6 +106,28 @@ def test_the_difference_of_a_piece_is_a_piece_of_the_difference(pair):
     apart = (own.scorr[inner] - whole.scorr[box.slices][inner])[both]
     assert both.mean() > 0.9
     assert 1.4826 * np.median(np.abs(apart)) < 0.1  # other stars say where it lies, other tiles do it
+
+
+def test_a_piece_of_a_reference_has_the_notes_of_its_own_stars(pair):
+    """What is noted of a whole reference lies elsewhere in a piece of it, and most of it not at all."""
+    science, reference = pair
+    limit = float(np.float32(0.1 * np.sort(reference.sources["flux"])[-25]))
+    full = replace(reference, data=np.minimum(reference.data, np.float32(limit)), saturate=limit)
+    noted = replace(full, notes=note_reference(full))
+    piece = crop_science(science, Box(200, 150, 700, 650))
+    part, alone = crop_reference(noted, piece), crop_reference(full, piece)
+    assert len(noted.notes.stars) > len(part.notes.stars) > 3
+    own = part.wcs.all_pix2world(part.notes.stars[:, :2], 0)
+    whole = noted.wcs.all_pix2world(noted.notes.stars[:, :2], 0)
+    assert (np.abs(own[:, None] - whole[None]).max(axis=2).min(axis=1) < 1e-9).all()
+    here, there = part.sources[part.notes.clean], noted.sources[noted.notes.clean]
+    assert len(here) > 30
+    assert set(here["ra"].tolist()) <= set(there["ra"].tolist())
+    found, made_anew = subtract(piece, part), subtract(piece, alone)
+    both = np.isfinite(found.scorr) & np.isfinite(made_anew.scorr)
+    apart = (found.scorr - made_anew.scorr)[both]
+    assert 1.4826 * np.median(np.abs(apart)) < 0.1
+    assert np.mean(np.abs(apart) > 1) < 0.01  # stars at the piece's edge are fitted by their whole flanks in one only
 
 
 def test_a_science_image_beside_the_reference_has_no_part_of_it(pair):
