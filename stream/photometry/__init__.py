@@ -29,11 +29,13 @@ from stream.photometry.saturated import (
 )
 from stream.photometry.scene import Scene, fit_scene
 from stream.photometry.stamps import box_flags
+from stream.photometry.stars import STAR_BAD_BITS
 from stream.photometry.ubercal import Observations, RelativePhotometry, observations, solve_relative
 from stream.photometry.zeropoint import calibrator_residuals, fit_zeropoint, match_calibrators
 
 __all__ = [
     "CLEAR",
+    "STAR_BAD_BITS",
     "ApertureCorrections",
     "Fit",
     "ForcedFlux",

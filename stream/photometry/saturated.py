@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core.flags import BAD_BITS
 from stream.core.psf import PsfModel, read_gradients, read_grids
 from stream.core.records import F32, Table
 from stream.photometry.stamps import add_stamps, nearest_pixels, window_index
+from stream.photometry.stars import STAR_BAD_BITS
 
 F64 = NDArray[np.float64]
 B1 = NDArray[np.bool_]
@@ -82,10 +82,10 @@ def saturated_stars(sources: Table, saturated: B1) -> tuple[F64, F64]:
 
 
 def bright_stars(sources: Table, psf: PsfModel, least_peak: float) -> list[Star]:
-    """Clean stars, as photometry has them, whose peak is at least so many DN."""
+    """Clean stars, in halos too, as photometry has them, whose peak is at least so many DN."""
     ny, nx = psf.shape
     peak = float(psf.stamp((nx - 1) / 2, (ny - 1) / 2).max())
-    good = (sources["flags"] & BAD_BITS) == 0
+    good = (sources["flags"] & STAR_BAD_BITS) == 0
     good &= (sources["flux"] * peak >= least_peak) & np.isfinite(sources["x"]) & np.isfinite(sources["y"])
     return [Star(*values) for values in sources[good][["x", "y", "flux"]].tolist()]
 

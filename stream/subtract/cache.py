@@ -30,9 +30,9 @@ class ReferenceCache:
     ``version`` is the reference's. ``pixels`` float32 DN: without the saturated stars that could be fitted and without
     ``models``, plateaus 0, pixels without a value bridged (no NaN). ``empty`` bool: those pixels. ``full`` bool:
     plateaus, one pixel wider. ``sigma`` float32 DN: the noise of white pixels, no NaN. ``stars`` (n, 3) float64: x, y
-    (px), flux (DN) of the saturated stars taken out. ``models`` (k, 3) float64: the same of the bright stars
-    taken out, ``left`` the S/N of the brightest that is still in. ``clean`` (m,) int64: rows of ``sources`` to
-    match with. ``typical`` DN: median noise.
+    (px), flux (DN) of the saturated stars taken out. ``models`` (k, 4) float64: the same of the bright stars taken out,
+    and their S/N, ``left`` that of the brightest that is still in. ``clean`` (m,) int64: rows of ``sources`` to match
+    with. ``typical`` DN: median noise.
     """
 
     version: str
@@ -49,8 +49,8 @@ class ReferenceCache:
     def with_stars(self, psf: PsfModel) -> ReferenceCache:
         """The same with the bright stars in, for a method that needs to see them; ``psf`` is the reference's."""
         pixels = self.pixels.copy()
-        paint(pixels, psf, *self.models.T)
-        return replace(self, pixels=pixels, models=np.zeros((0, 3)))
+        paint(pixels, psf, *self.models[:, :3].T)
+        return replace(self, pixels=pixels, models=np.zeros((0, 4)))
 
 
 def make_cache(reference: Reference, config: MatchConfig | None = None) -> ReferenceCache:

@@ -15,11 +15,11 @@ from scipy.spatial import cKDTree
 
 from stream.core.displacement import Displacement, fit_displacement
 from stream.core.errors import SubtractionError
-from stream.core.flags import BAD_BITS
 from stream.core.lanczos import NODE
 from stream.core.pixelmap import MapNodes, PixelMap
 from stream.core.psf import polynomial_terms
 from stream.core.records import Reference, ScienceImage, Table
+from stream.photometry import STAR_BAD_BITS
 
 TREND_DEGREE = 2  # of the throughput in place
 
@@ -95,14 +95,15 @@ class Match:
 
     def error_at(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float32], ...]:
         """Registration error (px, x and y) on the grid of columns ``x`` and rows ``y``, (n_y, n_x) float32 each."""
-        shape = len(y), len(x)
-        if self.displacement is None:
-            return tuple(np.full(shape, rms, np.float32) for rms in self.rms)
         xx, yy = (v.ravel() for v in np.meshgrid(x, y))
-        field_error = self.displacement.at(xx, yy)[2:]
-        return tuple(
-            np.hypot(e, rms).reshape(shape).astype(np.float32) for e, rms in zip(field_error, self.rms, strict=True)
-        )
+        return tuple(e.reshape(len(y), len(x)) for e in self.error_of(xx, yy))
+
+    def error_of(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float32], ...]:
+        """The same at places (n,)."""
+        if self.displacement is None:
+            return tuple(np.full(len(x), rms, np.float32) for rms in self.rms)
+        field_error = self.displacement.at(x, y)[2:]
+        return tuple(np.hypot(e, rms).astype(np.float32) for e, rms in zip(field_error, self.rms, strict=True))
 
 
 def _lagrange(x: NDArray[np.intp], nodes: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -115,7 +116,10 @@ def _lagrange(x: NDArray[np.intp], nodes: NDArray[np.float64]) -> NDArray[np.flo
 
 
 def clean_stars(table: Table, shape: tuple[int, int], config: MatchConfig) -> NDArray[np.intp]:
-    """Rows of a source table that are bright, unflagged, star-like, isolated and away from the edge."""
+    """Rows of a source table that are bright, clean, star-like, isolated and away from the edge.
+
+    Those in halos too: a halo is 10 DN of smooth light over 700 px, in which nothing else tells where the images lie.
+    """
     if len(table) == 0:
         return np.zeros(0, np.intp)
     ny, nx = shape
@@ -128,7 +132,7 @@ def clean_stars(table: Table, shape: tuple[int, int], config: MatchConfig) -> ND
     if ok.sum() > 1:
         distance[ok] = tree.query(tree.data, k=2)[0][:, 1]
     flags = table["flags"]
-    ok &= (flags >= 0) & (flags & BAD_BITS == 0) & (distance > config.isolation)
+    ok &= (flags >= 0) & (flags & STAR_BAD_BITS == 0) & (distance > config.isolation)
     ok &= table["flux"] > config.min_snr * table["sigflux"]
     ok &= (x > 12) & (x < nx - 13) & (y > 12) & (y < ny - 13)
     # Unknown shapes (NaN) pass: a table without them is still a table of stars.

@@ -17,7 +17,7 @@ from stream.subtract import blocks
 from stream.subtract.background import grow
 from stream.subtract.cache import ReferenceCache, reference_gain
 from stream.subtract.match import Match
-from stream.subtract.models import paint, places_on
+from stream.subtract.models import own_places, paint, places_on
 from stream.subtract.rings import remove_rings
 
 B1 = NDArray[np.bool_]
@@ -71,7 +71,9 @@ def prepare(
     subtract_stars(new, science.psf, own)
     here = places_on(pixel_map, models[:, 0], models[:, 1])
     flux = match.scale_at(*here, shape) * models[:, 2]
-    paint(new, science.psf, *here, -flux)
+    widths = science.seeing, reference.psf.fwhm
+    own_here = own_places(here, match.error_of(*here), models[:, 3], science.sources, widths)
+    paint(new, science.psf, *own_here, -flux)
     left = resample_bridged(alone, cache.empty, nodes, match.scale_on(nodes))
     outside = np.isnan(left)
     mask[outside | np.isnan(new)] |= np.uint16(Mask.NAN)
@@ -124,7 +126,7 @@ def _saturated_pairs(
     there_x, there_y = pixel_map.at(x, y)
     bad = saturated | ((mask & np.uint16(UNUSABLE_BITS | HIT_BITS)) != 0) | np.isnan(new)
     own = fit_stars(new, bad, science.psf, (x, y), (science.background.sigma**2, science.gain)) if len(x) else []
-    gone = np.concatenate([cache.stars, cache.models])
+    gone = np.concatenate([cache.stars, cache.models[:, :3]])
     known = _nearest(gone, there_x, there_y)
     theirs: list[Star | None] = [None if k < 0 else Star(*gone[k].tolist()) for k in known.tolist()]
     inside = (there_x > -0.5) & (there_y > -0.5)

@@ -107,8 +107,8 @@ def test_pieces_of_a_star_are_one(clipped) -> None:  # type: ignore[no-untyped-d
 
 
 def test_bright_stars_are_clean_and_bright(psf: PsfModel) -> None:
-    table = np.zeros(4, SOURCE_DTYPE)
-    table["x"], table["y"] = [10, 20, 30, np.nan], [10, 20, 30, 40]
-    table["flux"] = [1e4, 1e4, 10, 1e4]
-    table["flags"] = [0, int(Mask.DEAD), 0, 0]
-    assert bright_stars(table, psf, 100.0) == [Star(10.0, 10.0, 1e4)]
+    table = np.zeros(5, SOURCE_DTYPE)
+    table["x"], table["y"] = [10, 20, 30, np.nan, 50], [10, 20, 30, 40, 50]
+    table["flux"] = [1e4, 1e4, 10, 1e4, 2e4]
+    table["flags"] = [0, int(Mask.DEAD), 0, 0, int(Mask.HALO)]  # a halo is smooth light: its stars are stars
+    assert bright_stars(table, psf, 100.0) == [Star(10.0, 10.0, 1e4), Star(50.0, 50.0, 2e4)]

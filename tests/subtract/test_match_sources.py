@@ -10,6 +10,7 @@ from pairs import reference_of, science_of, sky_wcs
 from synthetic import star_field
 
 from stream.core.errors import SubtractionError
+from stream.core.flags import Mask
 from stream.core.pixelmap import PixelMap
 from stream.core.psf import gaussian_psf
 from stream.core.records import Reference, ScienceImage
@@ -121,3 +122,11 @@ def test_flagged_and_crowded_stars_are_left_out() -> None:
     science.sources["flags"][: len(science.sources) // 2] = 256
     after = match_sources(science, reference, map_of(science, reference)).n_matched
     assert after < 0.75 * before
+
+
+def test_stars_in_a_halo_count() -> None:
+    science, reference = pair()
+    every = match_sources(science, reference, map_of(science, reference)).n_matched
+    for table in (science.sources, reference.sources):
+        table["flags"][: len(table) // 2] = int(Mask.HALO)
+    assert match_sources(science, reference, map_of(science, reference)).n_matched == every
