@@ -374,14 +374,6 @@ class ReferenceNotes:
     typical: float
 
 
-class PlacePsf(Protocol):
-    """A PSF that can be asked for at any place."""
-
-    def stamp(self, x: float, y: float, size: int = 25) -> F32:
-        """The PSF there, centred on the middle pixel, sum 1 over its 25 x 25 core."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Difference:
     """A difference image on the science grid and everything needed to judge what is in it.
@@ -397,7 +389,7 @@ class Difference:
     scorr: F32
     score: F32
     sigma: F32
-    psf: PlacePsf
+    psf: PsfModel
     fwhm: float  # of the difference PSF at the centre, px
     reference: F32
     mask: U16

@@ -20,7 +20,7 @@ from stream.extract.context import (
     unexplained_of,
 )
 from stream.extract.detect import Peaks, peak_values, refine_peaks
-from stream.extract.psffit import PsfGrid, fit_flux, fit_psf, render
+from stream.extract.psffit import PsfGrid, fit_flux, fit_psf
 from stream.extract.shape import (
     APERTURE_RADIUS,
     BIG_APERTURE_RADIUS,
@@ -170,13 +170,13 @@ def _measure_chunk(
     sky, sky_variance = _sky(difference, px, py, sign)
     data = data - sky.astype(np.float32)[:, None, None]
     variance = np.where(good, variance, 0.0).astype(np.float32)
-    coefficients = scales.grid.select(x, y)
+    psfs = scales.grid.select(x, y)
     inner = np.s_[:, _HALF - scales.fit_half : _HALF + scales.fit_half + 1,
                   _HALF - scales.fit_half : _HALF + scales.fit_half + 1]  # fmt: skip
     disc = np.hypot(*np.mgrid[-_HALF : _HALF + 1, -_HALF : _HALF + 1]) <= scales.fit_half + 0.5
     with np.errstate(divide="ignore", invalid="ignore"):
-        fit = fit_psf(data[inner], variance[inner], (good & disc)[inner], coefficients, x - px, y - py)
-    model = render(coefficients, fit.dx, fit.dy, 2 * _HALF + 1)
+        fit = fit_psf(data[inner], variance[inner], (good & disc)[inner], psfs, x - px, y - py)
+    model = psfs.render(fit.dx, fit.dy, 2 * _HALF + 1)
     # Holes are filled with what the fit expects, so that apertures and moments miss nothing.
     filled = np.where(good, data, np.nan_to_num(fit.flux)[:, None, None] * model).astype(np.float32)
     ap, ap_err = aperture_flux(filled, variance, sky_variance, fit.dx, fit.dy, APERTURE_RADIUS)

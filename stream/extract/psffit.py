@@ -9,14 +9,12 @@ every pixel's own noise.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from stream.core.psf import STAMP
-from stream.core.records import F32, PlacePsf
+from stream.core.psf import STAMP, PsfModel, read_gradients, read_grids
+from stream.core.records import F32
 
 F64 = NDArray[np.float64]
 B1 = NDArray[np.bool_]
@@ -29,92 +27,48 @@ _MAX_STEP = 0.5  # px a step, keeps a faint fit from jumping to a neighbour
 MAX_SHIFT = 1.5  # px from the peak; a fit that wanders further is not of this peak
 # Less than this share of the PSF's weight on usable pixels: the flux would be the model's, not the data's.
 MIN_WEIGHT = 0.7
-# Nodes per px of the spline that is read between pixels. The PSF is asked for at whole pixels; a cubic spline through
-# those misses 0.3 % of the flux of an FWHM of 2.5 px, through twice as many from its Fourier series a tenth of that.
-_OVERSAMPLE = 2
-_NODES = _OVERSAMPLE * (STAMP - 1) + 1
+_STRAY = 4  # px, of both sides: fits start half a pixel off the middle at most and go ``MAX_SHIFT`` from there
 
 
-def _upsample(stamp: F32) -> F64:
-    """The stamp at half pixels from its Fourier series (exact where the PSF is sampled well enough), (49, 49)."""
-    n = STAMP + 7  # room, so that one edge does not meet the other
-    padded = np.zeros((n, n))
-    padded[:STAMP, :STAMP] = stamp
-    spectrum = np.fft.fftshift(np.fft.fft2(padded))
-    wide = np.zeros((_OVERSAMPLE * n, _OVERSAMPLE * n), complex)
-    start = (_OVERSAMPLE * n - n) // 2
-    wide[start : start + n, start : start + n] = spectrum
-    image: F64 = np.fft.ifft2(np.fft.ifftshift(wide)).real * _OVERSAMPLE**2
-    return image[:_NODES, :_NODES]
+@dataclass(frozen=True, slots=True)
+class Psfs:
+    """PSFs of n places for any shift: ``grids`` (n, m, m) of ``PsfModel.grids``, ``oversample`` nodes to a px."""
+
+    grids: F32
+    oversample: int
+
+    def cut(self, size: int) -> Psfs:
+        """No more of them than stamps of ``size`` px can reach."""
+        m = self.grids.shape[1]
+        reach = ((size + _STRAY) // 2 + 1) * self.oversample + 2
+        lost = max(m // 2 - reach, 0)
+        return Psfs(np.ascontiguousarray(self.grids[:, lost : m - lost, lost : m - lost]), self.oversample)
+
+    def render(self, dx: F64, dy: F64, size: int) -> F32:
+        """Unit-flux stamps (n, size, size), moved by (dx, dy) px from the middle pixel."""
+        return read_grids(self.grids, dx, dy, size, self.oversample)
+
+    def with_slopes(self, dx: F64, dy: F64, size: int) -> tuple[F32, F32, F32]:
+        """The same and their derivatives with dx and dy."""
+        return read_gradients(self.grids, dx, dy, size, self.oversample)
 
 
 class PsfGrid:
-    """A ``PlacePsf`` sampled at a grid of places, to be read at sub-pixel shifts for thousands of candidates."""
+    """A PSF at a grid of places, to be read at sub-pixel shifts for thousands of candidates."""
 
-    def __init__(self, psf: PlacePsf, shape: tuple[int, int]) -> None:
-        self._psf, self._shape = psf, shape
-        self._cells: dict[int, int] = {}
-        self._coefficients: list[F32] = []
+    def __init__(self, psf: PsfModel, shape: tuple[int, int]) -> None:
+        ny, nx = shape
+        column, row = (v.ravel() for v in np.meshgrid(np.arange(PLACES), np.arange(PLACES)))
+        x, y = ((v + 0.5) * n / PLACES - 0.5 for v, n in ((column, nx), (row, ny)))
+        self._shape, self._oversample = shape, psf.oversample
+        self._grids = psf.grids(x, y, STAMP + _STRAY)
 
-    def select(self, x: F64, y: F64) -> F32:
-        """Spline coefficients (n, 49, 49) of the PSF nearest to each place."""
+    def select(self, x: F64, y: F64) -> Psfs:
+        """The PSF nearest to each place."""
         ny, nx = self._shape
         column = np.clip((x * PLACES / nx).astype(int), 0, PLACES - 1)
         row = np.clip((y * PLACES / ny).astype(int), 0, PLACES - 1)
-        cells = row * PLACES + column
-        for cell in np.unique(cells).tolist():
-            if cell not in self._cells:
-                r, c = divmod(cell, PLACES)
-                stamp = self._psf.stamp((c + 0.5) * nx / PLACES - 0.5, (r + 0.5) * ny / PLACES - 0.5, STAMP)
-                self._cells[cell] = len(self._coefficients)
-                spline = ndimage.spline_filter(_upsample(stamp), order=3, mode="mirror")
-                self._coefficients.append(spline.astype(np.float32))
-        index = np.array([self._cells[cell] for cell in cells.tolist()], int)
-        selected: F32 = np.stack(self._coefficients)[index]
-        return selected
-
-
-def _taps(shift: F64, size: int) -> tuple[F32, F32]:
-    """Cubic B-spline weights (n, size, 49) that read a PSF moved by ``shift`` px, and their derivative."""
-    first = _NODES // 2 - (size // 2 + shift) * _OVERSAMPLE
-    base = np.floor(first).astype(int)
-    t = (first - base)[:, None]
-    value = np.concatenate(
-        [(1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 4 - 6 * (1 - t) ** 2 + 3 * (1 - t) ** 3, t**3], axis=1
-    )
-    # With respect to the shift in px: t falls when the PSF moves on.
-    slope = -_OVERSAMPLE * np.concatenate(
-        [-3 * (1 - t) ** 2, 9 * t**2 - 12 * t, 12 * (1 - t) - 9 * (1 - t) ** 2, 3 * t**2], axis=1
-    )
-    n = len(shift)
-    # More nodes on either side catch what falls off the stamp, where the PSF is zero.
-    pad = 8
-    node = np.clip(
-        base[:, None, None] - 1 + pad + _OVERSAMPLE * np.arange(size)[None, :, None] + np.arange(4),
-        0,
-        _NODES + 2 * pad - 1,
-    )
-    out = []
-    for taps in (value, slope):
-        weights = np.zeros((n, size, _NODES + 2 * pad), np.float32)
-        np.put_along_axis(weights, node, np.broadcast_to(taps[:, None, :] / 6.0, node.shape).astype(np.float32), axis=2)
-        out.append(weights[:, :, pad:-pad])
-    return out[0], out[1]
-
-
-def render(coefficients: F32, dx: F64, dy: F64, size: int) -> F32:
-    """Unit-flux PSF stamps (n, size, size), moved by (dx, dy) px from the middle pixel."""
-    wx, _ = _taps(dx, size)
-    wy, _ = _taps(dy, size)
-    return np.asarray(wy @ coefficients @ wx.transpose(0, 2, 1), np.float32)
-
-
-def _render_with_slopes(coefficients: F32, dx: F64, dy: F64, size: int) -> tuple[Any, Any, Any]:
-    wx, gx = _taps(dx, size)
-    wy, gy = _taps(dy, size)
-    rows = wy @ coefficients
-    wx, gx = wx.transpose(0, 2, 1), gx.transpose(0, 2, 1)
-    return np.asarray(rows @ wx), np.asarray(rows @ gx), np.asarray(gy @ coefficients @ wx)
+        return Psfs(self._grids[row * PLACES + column], self._oversample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +98,7 @@ def fit_flux(data: F32, variance: F32, good: B1, model: F32) -> tuple[F64, F64, 
         return flux, error, weight / total
 
 
-def fit_psf(data: F32, variance: F32, good: B1, coefficients: F32, dx0: F64, dy0: F64) -> PsfFit:
+def fit_psf(data: F32, variance: F32, good: B1, psfs: Psfs, dx0: F64, dy0: F64) -> PsfFit:
     """Fit flux and place of one PSF in each stamp.
 
     Parameters
@@ -153,21 +107,22 @@ def fit_psf(data: F32, variance: F32, good: B1, coefficients: F32, dx0: F64, dy0
         Stamps with the local sky off, signed so that the source is positive, and their variance (DN^2).
     good : ndarray, (n, s, s), bool
         Pixels that take part.
-    coefficients : ndarray, (n, 49, 49)
+    psfs : Psfs
         From ``PsfGrid.select``.
     dx0, dy0 : ndarray, (n,)
         Starting place, px from the stamp's middle pixel. A fit that ends more than ``MAX_SHIFT`` from it, or
         on no flux, keeps the start and only its flux is fitted.
     """
     size = data.shape[1]
+    psfs = psfs.cut(size)
     clean = np.where(good, data, 0.0).astype(np.float32)
     dx, dy = dx0.copy(), dy0.copy()
     for _ in range(_ITERATIONS):
-        step_x, step_y = _newton_step(clean, good, coefficients, dx, dy, size)
+        step_x, step_y = _newton_step(clean, good, psfs, dx, dy)
         dx, dy = dx + step_x, dy + step_y
     lost = ~(np.hypot(dx - dx0, dy - dy0) <= MAX_SHIFT)
     dx, dy = np.where(lost, dx0, dx), np.where(lost, dy0, dy)
-    model = render(coefficients, dx, dy, size)
+    model = psfs.render(dx, dy, size)
     flux, error, weight = fit_flux(clean, variance, good, model)
     residual = np.where(good, (clean - flux[:, None, None] * model) ** 2 / variance, 0.0)
     freedom = good.sum(axis=(1, 2)) - 3
@@ -179,9 +134,9 @@ def fit_psf(data: F32, variance: F32, good: B1, coefficients: F32, dx0: F64, dy0
     return PsfFit(flux, error, dx, dy, chi2, weight, freedom.astype(np.float64))
 
 
-def _newton_step(clean: F32, good: B1, coefficients: F32, dx: F64, dy: F64, size: int) -> tuple[F64, F64]:
+def _newton_step(clean: F32, good: B1, psfs: Psfs, dx: F64, dy: F64) -> tuple[F64, F64]:
     """One Gauss-Newton step in place, with the flux solved beside it; zero where it cannot be solved."""
-    model, slope_x, slope_y = _render_with_slopes(coefficients, dx, dy, size)
+    model, slope_x, slope_y = psfs.with_slopes(dx, dy, clean.shape[1])
     n = len(dx)
     mask = good.reshape(n, -1)
     basis = np.stack([m.reshape(n, -1) * mask for m in (model, slope_x, slope_y)], axis=1).astype(np.float64)

@@ -12,7 +12,7 @@ from stream.core.errors import Permanent
 from stream.core.flags import UNUSABLE_BITS
 from stream.core.records import Candidate, Difference, Reference, ScienceImage, Streak, Table
 from stream.extract import ExtractSettings, extract, find_streaks
-from stream.extract.psffit import PsfGrid, fit_flux, render
+from stream.extract.psffit import PsfGrid, fit_flux
 from stream.extract.stamps import gather, gather_at
 from stream.fakes.crop import crop_reference, crop_science
 from stream.fakes.inject import inject
@@ -104,7 +104,7 @@ def judge(
 def true_errors(difference: Difference, x: F64, y: F64) -> F64:
     """1-sigma error (DN) of a PSF fit at places: what a source there can be measured to; NaN where nothing can."""
     ix, iy = np.rint(x).astype(np.int64), np.rint(y).astype(np.int64)
-    model = render(PsfGrid(difference.psf, difference.data.shape).select(x, y), x - ix, y - iy, 2 * _FIT_HALF + 1)
+    model = PsfGrid(difference.psf, difference.data.shape).select(x, y).render(x - ix, y - iy, 2 * _FIT_HALF + 1)
     variance = gather(difference.sigma, ix, iy, _FIT_HALF) ** 2
     good = np.isfinite(variance)
     _, error, weight = fit_flux(np.zeros_like(variance), np.where(good, variance, 0.0).astype(np.float32), good, model)

@@ -3,11 +3,9 @@
 from stream.subtract.cache import ReferenceCache, code_version, make_cache, note_reference
 from stream.subtract.difference import SubtractConfig, subtract
 from stream.subtract.kernelfit import subtract_by_kernel
-from stream.subtract.kernels import DifferencePsf
 from stream.subtract.match import Match, MatchConfig, match_sources
 
 __all__ = [
-    "DifferencePsf",
     "Match",
     "MatchConfig",
     "ReferenceCache",

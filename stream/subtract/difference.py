@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from stream.core.errors import SubtractionError
 from stream.core.pixelmap import PixelMap
-from stream.core.records import F32, Difference, PlacePsf, Reference, ScienceImage
+from stream.core.psf import PsfModel
+from stream.core.records import F32, Difference, Reference, ScienceImage
 from stream.subtract import blocks
 from stream.subtract.background import settle
 from stream.subtract.cache import ReferenceCache, make_cache
 from stream.subtract.floor import apply_floor
-from stream.subtract.kernels import difference_psf, fwhm_of, make_kernels, psfs_of, reference_transfer, tolerance_for
+from stream.subtract.kernels import difference_psf, make_kernels, psfs_of, reference_transfer, tolerance_for
 from stream.subtract.match import Match, MatchConfig, match_sources
 from stream.subtract.prepare import Prepared, plain_growth, prepare
 from stream.subtract.zogy import Errors, Planes, subtract_planes
@@ -84,7 +85,7 @@ def subtract(
     sigma = _sigma(planes, kernels.gain_new, kernels.gain_reference)
     blank = plain_growth(ready.unusable, ready.hits, config.grow, config.grow_hits)
     images = proper.difference, sigma, proper.score, proper.scorr
-    psf = difference_psf(science.psf, kernels, shape)
+    psf = difference_psf(science.psf, kernels)
     return finish(science, made, images, psf, float(kernels.psf.sum()), blank, config)
 
 
@@ -126,7 +127,7 @@ def finish(
     science: ScienceImage,
     made: Front,
     images: tuple[F32, F32, F32, F32],
-    psf: PlacePsf,
+    psf: PsfModel,
     psf_sum: float,
     blank: NDArray[np.bool_],
     config: SubtractConfig,
@@ -142,7 +143,7 @@ def finish(
         score=score,
         sigma=sigma,
         psf=psf,
-        fwhm=fwhm_of(centre),
+        fwhm=psf.fwhm,
         reference=made.ready.template,
         mask=made.ready.mask,
         flux_scale=made.match.flux_scale,

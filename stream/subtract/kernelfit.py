@@ -17,11 +17,11 @@ from scipy.spatial import cKDTree
 
 from stream.core.errors import SubtractionError
 from stream.core.flags import BAD_BITS
-from stream.core.psf import polynomial_terms
+from stream.core.psf import PsfModel, polynomial_terms
 from stream.core.records import F32, Difference, Reference, ScienceImage
 from stream.subtract.cache import ReferenceCache
 from stream.subtract.difference import SubtractConfig, finish, front
-from stream.subtract.kernels import WORK, DifferencePsf, psfs_of
+from stream.subtract.kernels import WORK, psfs_of
 from stream.subtract.match import MatchConfig, clean_stars
 from stream.subtract.prepare import plain_growth
 
@@ -93,7 +93,8 @@ def subtract_by_kernel(
         np.negative(data, out=data)
     middle = _kernel_at(solution, shape)
     sigma = np.sqrt(variances[1] + ndimage.convolve(variances[0], middle**2, mode="nearest")).astype(np.float32)
-    psf = _psf(psfs.new if forward else psfs.reference, (psfs.x, psfs.y), shape)
+    fwhm = science.psf.fwhm if forward else reference.psf.fwhm
+    psf = _psf(psfs.new if forward else psfs.reference, (psfs.x, psfs.y), shape, fwhm)
     centre = psf.stamp((shape[1] - 1) / 2, (shape[0] - 1) / 2)
     score, scorr = _scores(data, variances, middle, centre)
     return finish(science, made, (data, sigma, score, scorr), psf, float(centre.sum()), blank, config)
@@ -181,11 +182,11 @@ def _kernel_at(solution: F64, shape: tuple[int, int]) -> F64:
     return np.asarray(np.tensordot(solution @ terms, np.stack(images), 1))
 
 
-def _psf(stamps: F32, places: tuple[F64, F64], shape: tuple[int, int]) -> DifferencePsf:
+def _psf(stamps: F32, places: tuple[F64, F64], shape: tuple[int, int], fwhm: float) -> PsfModel:
     """The blunter image's PSF: that of the difference."""
     terms = polynomial_terms(*places, shape, 2)
     images = np.linalg.lstsq(terms, stamps.reshape(len(stamps), -1).astype(float), rcond=None)[0]
-    return DifferencePsf(images.reshape(-1, WORK, WORK).astype(np.float32), 2, shape)
+    return PsfModel(images.reshape(-1, WORK, WORK).astype(np.float32), 1, 2, shape, fwhm)
 
 
 def _scores(data: F32, variances: tuple[F32, F32], kernel: F64, psf: F32) -> tuple[F32, F32]:

@@ -9,6 +9,7 @@ from pairs import varying_psf
 from scipy import ndimage
 
 from stream.core.psf import gaussian_psf
+from stream.extract.psffit import PsfGrid, fit_psf
 from stream.subtract import zogy
 from stream.subtract.kernels import GRID, WORK, Kernels, Psfs, difference_psf, make_kernels
 from stream.subtract.zogy import Errors, Planes, subtract_planes
@@ -101,7 +102,7 @@ def varying_kernels() -> tuple[Kernels, list]:
 def test_stars_vanish_and_new_sources_are_their_flux_times_the_psf_wherever_they_are() -> None:
     kernels, (new, reference) = varying_kernels()
     assert len(kernels.variation)
-    psf = difference_psf(new, kernels, SHAPE)
+    psf = difference_psf(new, kernels)
     flat = [np.full(SHAPE, s * s, np.float32) for s in NOISE]
     images = [np.zeros(SHAPE, np.float32) for _ in range(2)]
     places = [(y, x) for y in range(32, N, 64) for x in range(32, N, 64)]
@@ -135,3 +136,24 @@ def test_a_relative_error_of_the_psfs_lowers_the_score_of_bright_sources_only() 
     assert 100 < abs(doubted[128, 128]) < 150
     assert abs(exact[128, 128]) > 1000
     assert doubted[20:60, 20:60] == pytest.approx(exact[20:60, 20:60], abs=1e-3)
+
+
+def test_the_psf_of_a_sharp_difference_is_known_between_pixels() -> None:
+    new, reference = gaussian_psf(1.5, SHAPE, oversample=3), gaussian_psf(1.9, SHAPE, oversample=3)
+    x, y = (np.full(1, N / 2) for _ in range(2))
+    stamps = [m.stamps(x, y, WORK, subpixel=False) for m in (new, reference)]
+    kernels = make_kernels(Psfs(x, y, stamps[0], stamps[1]), NOISE, WHITE, SHAPE)
+    psf = difference_psf(new, kernels)
+    flat = [np.full(SHAPE, s * s, np.float32) for s in NOISE]
+    for dx, dy in ((0.0, 0.0), (0.5, 0.0), (-0.3, 0.45)):
+        sky = np.zeros(SHAPE, np.float32)
+        sky[111:146, 111:146] = 1e4 * new.stamps([128 + dx], [128 + dy], WORK)[0]
+        d = subtract_planes(Planes(sky, np.zeros(SHAPE, np.float32), *flat), kernels, errors()).difference
+        seen = d[116:141, 116:141]
+        assert np.abs(seen / 1e4 - psf.stamps([128 + dx], [128 + dy])[0]).max() < 1e-3 * psf.stamp(128, 128).max()
+        box = seen[None, 8:17, 8:17]  # a fit starts a little off
+        start = np.array([dx + 0.2]), np.array([dy - 0.1])
+        grid = PsfGrid(psf, SHAPE).select(np.array([128.0]), np.array([128.0]))
+        fit = fit_psf(box, np.ones_like(box), np.ones(box.shape, bool), grid, *start)
+        assert fit.flux[0] == pytest.approx(1e4, rel=2e-3)
+        assert (fit.dx[0], fit.dy[0]) == pytest.approx((dx, dy), abs=2e-3)
