@@ -127,7 +127,7 @@ def find_clumps(scorr: F32, threshold: float, sign: int) -> Clumps:
 
 def _find(difference: Difference, sign: int, settings: StreakSettings) -> list[TrailFit]:
     found: list[TrailFit] = []
-    score = difference.scorr if sign > 0 else -difference.scorr
+    score = np.ascontiguousarray(difference.scorr if sign > 0 else -difference.scorr, np.float32)
     for x, y, angle in _seeds(difference.scorr, sign, settings):
         if len(found) >= settings.max_streaks:
             break

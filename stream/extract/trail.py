@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erf
 
 from stream.core.records import F32, Difference
-from stream.extract.stamps import gather_at
+from stream.extract.trailkernels import best_run, fit_ends, score_along, weighed_places
 
 F64 = NDArray[np.float64]
 
@@ -23,6 +24,10 @@ _HOPELESS = 8.0
 # A trail is as bright in the middle of its pieces (this many px each) as on average; stars in a row leave most empty.
 _PIECE = 4
 _EVEN = 0.5
+
+# The clipping keeps one star on the line from being the whole line, in the row along it and beside it.
+_CLIP = -3.0, 8.0
+_WEIGHED = 1.5, 8.0
 
 # Steps of the fit at most (a real trail settles in about six; what wanders longer is none), an end's longest move in
 # one (px), and the move at which it is settled: far below any error.
@@ -90,52 +95,19 @@ def trail_profile(x: F64, y: F64, line: Line, sigma: float) -> F64:
     return profile
 
 
-def trail_terms(x: F64, y: F64, line: Line, sigma: float) -> F64:
-    """``trail_profile`` and its derivatives with respect to x1, y1, x2, y2; (5, n)."""
-    length = max(line.length, 1e-3)
-    ux, uy = (line.x2 - line.x1) / length, (line.y2 - line.y1) / length
-    mx, my = 0.5 * (line.x1 + line.x2), 0.5 * (line.y1 + line.y2)
-    along = (x - mx) * ux + (y - my) * uy
-    across = -(x - mx) * uy + (y - my) * ux
-    root = math.sqrt(2.0) * sigma
-    first, second = (along + length / 2) / root, (along - length / 2) / root
-    width = np.exp(-0.5 * (across / sigma) ** 2) / (math.sqrt(2 * math.pi) * sigma * 2 * length)
-    profile = width * (erf(first) - erf(second))
-    edge = 2 / (math.sqrt(math.pi) * root)
-    rise, fall = edge * np.exp(-(first**2)), edge * np.exp(-(second**2))
-    by_along = width * (rise - fall)
-    by_length = 0.5 * width * (rise + fall) - profile / length
-    by_across = -across / sigma**2 * profile
-    turn = (by_along * across - by_across * along) / length  # by the direction's turning with an end that moves aside
-    shift_x = 0.5 * (by_across * uy - by_along * ux)
-    shift_y = -0.5 * (by_across * ux + by_along * uy)
-    return np.stack(
-        [
-            profile,
-            shift_x + uy * turn - ux * by_length,
-            shift_y - ux * turn - uy * by_length,
-            shift_x - uy * turn + ux * by_length,
-            shift_y + ux * turn + uy * by_length,
-        ]
-    )
+@lru_cache(maxsize=64)
+def _lengths(most: int) -> NDArray[np.int64]:
+    return np.unique(np.round(np.geomspace(2, most, 40)).astype(np.int64))
 
 
-def best_extent(values: F64, max_length: int) -> tuple[int, int, float]:
-    """The run [i, j) of a row of unit-variance values with the greatest sum over root of length, and that figure."""
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    n = len(values)
-    best = (0, 1, -math.inf)
-    lengths = np.unique(np.round(np.geomspace(2, min(max_length, n), 40)).astype(int))
-    for length in lengths.tolist():
-        scores = (total[length:] - total[:-length]) / math.sqrt(length)
-        i = int(np.argmax(scores))
-        if scores[i] > best[2]:
-            best = (i, i + length, float(scores[i]))
-    return best
+def best_extent(values: F64, max_length: int, low: float = -math.inf, high: float = math.inf) -> tuple[int, int, float]:
+    """The run [i, j) of a row of unit-variance values, clipped to ``low`` and ``high``, with the greatest sum over root
+    of length, and that figure."""
+    return best_run(values, _lengths(min(max_length, len(values))), low, high, np.empty(len(values) + 1))
 
 
 def trace(scorr: F32, x: float, y: float, angle: float, max_length: int) -> tuple[Line, float] | None:
-    """Follow a line through a place as far as the score carries it.
+    """Follow a line through a place as far as the score (C order) carries it.
 
     Returns the segment and its significance estimate along the line (sum of S_corr over root of its
     length), or None where the line is no more than noise or a few stars in a row. The angle (rad, from x to
@@ -143,23 +115,19 @@ def trace(scorr: F32, x: float, y: float, angle: float, max_length: int) -> tupl
     """
     line: Line | None = None
     score = -math.inf
+    row, known = np.empty(2 * max_length + 1), np.empty(2 * max_length + 1, bool)
     for _ in range(3):
-        steps = np.arange(-max_length, max_length + 1)
         ux, uy = math.cos(angle), math.sin(angle)
-        across = np.array([-1, 0, 1])[:, None]
-        px = np.rint(x + steps * ux - across * uy).astype(np.int64)
-        py = np.rint(y + steps * uy + across * ux).astype(np.int64)
-        band = gather_at(scorr, px, py).astype(np.float64)
-        row = np.nan_to_num(band).mean(axis=0)
-        # The clipping keeps one star on the line from being the whole line.
-        i, j, score = best_extent(np.clip(row, -3.0, 8.0), max_length)
-        line = Line(x + steps[i] * ux, y + steps[i] * uy, x + steps[j - 1] * ux, y + steps[j - 1] * uy)
-        if score < _HOPELESS or not _is_even(row[i:j][np.isfinite(band[1, i:j])]):
+        score_along(scorr, x, y, ux, uy, row, known)
+        i, j, score = best_extent(row, max_length, *_CLIP)
+        first, last = i - max_length, j - 1 - max_length
+        line = Line(x + first * ux, y + first * uy, x + last * ux, y + last * uy)
+        if score < _HOPELESS or not _is_even(row[i:j][known[i:j]]):
             return None
-        refined = _straighten(scorr, line)
-        if refined is None:
+        total, mx, my, cxx, cyy, cxy = weighed_places(scorr, line.x1, line.y1, line.x2, line.y2, *_WEIGHED)
+        if total <= 0:
             break
-        x, y, angle = refined
+        x, y, angle = mx, my, 0.5 * math.atan2(2 * cxy, cxx - cyy)
     return None if line is None or line.length < 1 else (line, score)
 
 
@@ -170,25 +138,6 @@ def _is_even(values: F64) -> bool:
         return True
     pieces = values[: n * _PIECE].reshape(n, _PIECE).mean(axis=1)
     return bool(np.median(pieces) >= _EVEN * pieces.mean())
-
-
-def _straighten(scorr: F32, line: Line) -> tuple[float, float, float] | None:
-    """Centroid and direction (rad) of the significant pixels within 3 px of a segment."""
-    steps = np.linspace(0, 1, max(int(line.length) + 1, 2))
-    length = max(line.length, 1e-9)
-    ux, uy = (line.x2 - line.x1) / length, (line.y2 - line.y1) / length
-    across = np.arange(-3, 4)[:, None]
-    gx = line.x1 + steps * (line.x2 - line.x1) - across * uy
-    gy = line.y1 + steps * (line.y2 - line.y1) + across * ux
-    px, py = np.rint(gx).astype(np.int64), np.rint(gy).astype(np.int64)
-    weight = np.clip(np.nan_to_num(gather_at(scorr, px, py)).astype(np.float64) - 1.5, 0.0, 8.0)
-    total = weight.sum()
-    if total <= 0:
-        return None
-    mx, my = float((weight * px).sum() / total), float((weight * py).sum() / total)
-    cxx, cyy = (weight * (px - mx) ** 2).sum(), (weight * (py - my) ** 2).sum()
-    cxy = (weight * (px - mx) * (py - my)).sum()
-    return mx, my, float(0.5 * math.atan2(2 * cxy, cxx - cyy))
 
 
 def fit_trail(difference: Difference, sign: int, start: Line) -> TrailFit | None:
@@ -202,13 +151,15 @@ def fit_trail(difference: Difference, sign: int, start: Line) -> TrailFit | None
         return None
     ny, nx = difference.data.shape
     # Beyond the image nothing holds an end: there it stays on the border.
-    low, high = np.full(4, -0.5), np.array([nx - 0.5, ny - 0.5, nx - 0.5, ny - 0.5])
-    ends = np.clip([start.x1, start.y1, start.x2, start.y2], low + 0.1, high - 0.1)
-    solved = _least_squares(x, y, data, noise, sigma, ends, (low, high))
-    if solved is None:
+    bounds = np.array([[-0.5] * 4, [nx - 0.5, ny - 0.5, nx - 0.5, ny - 0.5]])
+    ends = np.clip([start.x1, start.y1, start.x2, start.y2], bounds[0] + 0.1, bounds[1] - 0.1)
+    normal = np.empty((5, 5))
+    # Derivatives are analytic: a general solver with numerical ones costs ten times as much for the same answer.
+    settled, flux = fit_ends((x, y, data, noise), sigma, ends, bounds, (_MAX_STEPS, _MAX_MOVE, _SETTLED), normal)
+    if not settled:
         return None
-    ends, flux, residual, normal = solved
-    line = Line(*(float(v) for v in ends))
+    line = Line(*ends.tolist())
+    residual = data - flux * trail_profile(x, y, line, sigma) / noise
     fluxerr = 1.0 / math.sqrt(max(float(normal[0, 0]), 1e-300))
     try:
         covariance = np.linalg.inv(normal)[1:, 1:]
@@ -229,48 +180,6 @@ def fit_trail(difference: Difference, sign: int, start: Line) -> TrailFit | None
         chi2,
         clumpiness,
     )
-
-
-def _least_squares(
-    x: F64, y: F64, data: F64, noise: F64, sigma: float, ends: F64, bounds: tuple[F64, F64]
-) -> tuple[F64, float, F64, F64] | None:
-    """Levenberg-Marquardt in the ends, the flux solved linearly at each: ends, flux, residuals, normal matrix (5, 5).
-
-    Derivatives are analytic: a general solver with numerical ones costs ten times as much for the same answer. None
-    where it does not settle.
-    """
-
-    def solve(p: F64) -> tuple[float, F64, F64]:
-        terms = trail_terms(x, y, Line(*p), sigma) / noise
-        flux = float(terms[0] @ data) / max(float(terms[0] @ terms[0]), 1e-300)
-        return flux, data - flux * terms[0], terms
-
-    flux, residual, terms = solve(ends)
-    cost, damping = float(residual @ residual), 1e-3
-    for _ in range(_MAX_STEPS):
-        jacobian = np.concatenate([terms[:1], flux * terms[1:]])
-        normal = jacobian @ jacobian.T
-        damped = normal + np.diag(damping * np.diagonal(normal) + 1e-12)
-        if not np.isfinite(damped).all():
-            return None
-        step = np.linalg.solve(damped, jacobian @ residual)[1:]
-        trial = np.clip(ends + np.clip(step, -_MAX_MOVE, _MAX_MOVE), *bounds)
-        flux_t, residual_t, terms_t = solve(trial)
-        cost_t = float(residual_t @ residual_t)
-        if cost_t < cost:
-            moved, gained = float(np.abs(trial - ends).max()), cost - cost_t
-            ends, flux, residual, terms, cost = trial, flux_t, residual_t, terms_t, cost_t
-            damping = max(0.1 * damping, 1e-7)
-            if moved < _SETTLED or gained < 1e-5 * cost:
-                break
-        else:
-            damping *= 10.0
-            if damping > 1e6:
-                break
-    else:
-        return None
-    jacobian = np.concatenate([terms[:1], flux * terms[1:]])
-    return ends, flux, residual, jacobian @ jacobian.T
 
 
 def _excess(residual: F64) -> float:

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from astropy import units as u
 from astropy.coordinates import SkyCoord
+from scipy.optimize import least_squares
 
 from stream.extract import STREAK_VERSION, StreakSettings, find_streaks
 from stream.extract.streaks import find_clumps
-from stream.extract.trail import Line, best_extent, trail_profile, trail_terms
+from stream.extract.trail import Line, best_extent, trail_profile
+from stream.extract.trailkernels import fit_ends, score_along, weighed_places
 
 SHAPE = (512, 512)
 
@@ -157,12 +159,77 @@ def test_the_best_extent_is_the_bright_run():
     assert score == pytest.approx(math.sqrt(40), rel=0.05)
 
 
-@pytest.mark.parametrize("ends", [(8.3, 5.1, 25.7, 18.2), (30.0, 20.0, 10.0, 20.0), (12.0, 4.0, 12.0, 26.0)])
-def test_derivatives_of_a_trail_are_those_of_its_profile(ends: tuple[float, ...]) -> None:
+def trail_pixels(ends: tuple[float, ...], flux: float) -> tuple[np.ndarray, ...]:
+    """Pixels x, y, a noisy trail over its noise, and the noise."""
+    rng = np.random.default_rng(7)
     x, y = (v.ravel() for v in np.meshgrid(np.arange(40.0), np.arange(30.0)))
-    terms = trail_terms(x, y, Line(*ends), 1.1)
-    assert np.allclose(terms[0], trail_profile(x, y, Line(*ends), 1.1))
+    noise = rng.uniform(0.8, 1.3, len(x))
+    return x, y, flux * trail_profile(x, y, Line(*ends), 1.1) / noise + rng.normal(size=len(x)), noise
+
+
+BOUNDS = np.array([[-0.5] * 4, [39.5, 29.5, 39.5, 29.5]])
+ENDS = [(8.3, 5.1, 25.7, 18.2), (30.0, 20.0, 10.0, 20.0), (12.0, 4.0, 12.0, 26.0)]
+
+
+@pytest.mark.parametrize("ends", ENDS)
+def test_the_normal_matrix_of_a_trail_is_that_of_its_profile(ends: tuple[float, ...]) -> None:
+    x, y, data, noise = pixels = trail_pixels(ends, 900.0)
+    normal, at = np.empty((5, 5)), np.array(ends)
+    settled, flux = fit_ends(pixels, 1.1, at, BOUNDS, (0, 20.0, 5e-3), normal)
+    profile = trail_profile(x, y, Line(*ends), 1.1) / noise
+    assert not settled  # it was given no step
+    assert flux == pytest.approx(profile @ data / (profile @ profile))
+    jacobian = [profile]
     for k in range(4):
         step = 1e-5 * (np.arange(4) == k)
-        up, down = (trail_profile(x, y, Line(*(np.array(ends) + s)), 1.1) for s in (step, -step))
-        assert np.allclose(terms[k + 1], (up - down) / 2e-5, atol=1e-8)
+        up, down = (trail_profile(x, y, Line(*(at + s)), 1.1) / noise for s in (step, -step))
+        jacobian.append(flux * (up - down) / 2e-5)
+    expected = np.array(jacobian) @ np.array(jacobian).T
+    assert np.allclose(normal, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("ends", ENDS)
+def test_a_trails_ends_are_those_of_a_general_solver(ends: tuple[float, ...]) -> None:
+    x, y, data, noise = pixels = trail_pixels(ends, 900.0)
+    start = np.add(ends, (1.3, -0.8, -0.9, 1.1))
+    fitted, normal = start.copy(), np.empty((5, 5))
+    settled, flux = fit_ends(pixels, 1.1, fitted, BOUNDS, (16, 20.0, 5e-3), normal)
+    assert settled
+
+    def residual(p: np.ndarray) -> np.ndarray:
+        return data - p[0] * trail_profile(x, y, Line(*p[1:]), 1.1) / noise
+
+    best = least_squares(residual, [800.0, *start], x_scale=[100.0, 1, 1, 1, 1])
+    errors = 1 / np.sqrt(np.diag(best.jac.T @ best.jac))
+    assert (np.abs(np.array([flux, *fitted]) - best.x) < 0.05 * errors).all()
+    assert np.allclose(np.sqrt(np.diag(np.linalg.inv(normal))), np.sqrt(np.diag(np.linalg.inv(best.jac.T @ best.jac))),
+                       rtol=0.02)  # fmt: skip
+
+
+def test_pixels_beside_a_line_are_those_that_numpy_takes() -> None:
+    rng = np.random.default_rng(3)
+    score = rng.normal(size=(60, 80)).astype(np.float32)
+    score[rng.random(score.shape) < 0.05] = np.nan
+    x, y, ux, uy = 50.3, 30.8, math.cos(0.7), math.sin(0.7)  # it leaves the image on both sides
+    row, known = np.empty(201), np.empty(201, bool)
+    score_along(score, x, y, ux, uy, row, known)
+    steps, side = np.arange(-100, 101), np.array([-1, 0, 1])[:, None]
+    px = np.rint(x + steps * ux - side * uy).astype(int)
+    py = np.rint(y + steps * uy + side * ux).astype(int)
+    inside = (px >= 0) & (px < 80) & (py >= 0) & (py < 60)
+    band = np.where(inside, score[py.clip(0, 59), px.clip(0, 79)], np.nan)
+    assert np.allclose(row, np.nan_to_num(band).mean(axis=0), atol=1e-6)
+    assert np.array_equal(known, np.isfinite(band[1]))
+    total, mx, my, cxx, cyy, cxy = weighed_places(score, 20.2, 10.1, 61.7, 55.4, 0.5, 1.5)
+    steps = np.linspace(0, 1, int(math.hypot(41.5, 45.3)) + 1)
+    ux, uy = np.array([41.5, 45.3]) / math.hypot(41.5, 45.3)
+    side = np.arange(-3, 4)[:, None]
+    px = np.rint(20.2 + steps * 41.5 - side * uy).astype(int)
+    py = np.rint(10.1 + steps * 45.3 + side * ux).astype(int)
+    inside = (px >= 0) & (px < 80) & (py >= 0) & (py < 60)
+    seen = np.where(inside, score[py.clip(0, 59), px.clip(0, 79)], np.nan)
+    weight = np.clip(np.nan_to_num(seen - 0.5), 0, 1.5)
+    assert total == pytest.approx(weight.sum(), rel=1e-5)
+    assert (mx, my) == pytest.approx(((weight * px).sum() / total, (weight * py).sum() / total), rel=1e-5)
+    products = (px - mx) ** 2, (py - my) ** 2, (px - mx) * (py - my)
+    assert (cxx, cyy, cxy) == pytest.approx([float((weight * p).sum()) for p in products], rel=1e-4)
