@@ -17,6 +17,7 @@ from stream.core.psfread import psf_work, read_stamp
 from stream.photometry.equations import coupling, eliminate, own_equations
 from stream.photometry.groups import Groups
 from stream.photometry.models import (
+    RETOUCHED,
     Pixels,
     Sources,
     Step,
@@ -134,59 +135,10 @@ def _window(
     return covered
 
 
-@inner
-def _judge(
-    design: F32, window: F32, change: F32, place: tuple[float, float, float, float], size: int, out: F64
-) -> None:
-    """The figures of a source that need a sum over pixels after a ``change`` (3,) of flux and place.
-
-    The change is small by now: the residuals after it follow from the linearisation. ``place`` is the flux after it,
-    the empty pixel's noise, and the place before it minus the middle pixel (x, y).
-    """
-    p, px, py = design[0], design[1], design[2]
-    weight, residual = window[0], window[1]
-    flux, noise = np.float32(max(place[0], 0.0)), np.float32(place[1])
-    zero, error = np.float32(0), np.float32(PROFILE_ERROR**2)
-    chi2 = info = sky = tilt = zero
-    used = 0
-    half, side = size // 2, len(p) // size
-    # What the PSF would change if it were wider by d ln(sigma): -(2 + r d/dr) P, the part not like P itself.
-    for j in range(size):
-        dy = np.float32(j - half - place[3])
-        for i in range(size):
-            k = j * side + i
-            w = weight[k]
-            rest = residual[k] - (change[0] * p[k] + change[1] * px[k] + change[2] * py[k])
-            residual[k] = rest
-            signal = flux * p[k]
-            chi2 += w / (np.float32(1) + w * error * signal * signal) * rest * rest
-            heavy = w * p[k]
-            info += heavy * p[k]
-            sky += heavy * heavy * noise
-            wider = -np.float32(2) * p[k] + np.float32(i - half - place[2]) * px[k] + dy * py[k]
-            tilt += heavy * wider
-            used += 1 if w > 0 else 0
-    least = np.float32(LEAST)
-    like = tilt / max(info, least)
-    known = growth = zero
-    for j in range(size):
-        dy = np.float32(j - half - place[3])
-        for i in range(size):
-            k = j * side + i
-            wider = -np.float32(2) * p[k] + np.float32(i - half - place[2]) * px[k] + dy * py[k] - like * p[k]
-            heavy = weight[k] * wider
-            known += heavy * wider
-            growth += heavy * residual[k]
-    out[SKY_PART] = sky / max(info, least)
-    out[CHI] = np.sqrt(chi2 / max(used - 3, 1))
-    out[GROWTH] = growth / max(known, least)
-    out[KNOWN] = max(known, least)
-
-
 class _Memory(NamedTuple):
     """For one group: design (P and its slopes) and windows (inverse variance, residual) of its members, rows as long as
     the table's side; what their own light says of their fluxes (inverse variance), and which are taken for nothing; a
-    window of the image and which of it counts, and smaller pieces."""
+    window of the image and which of it counts, the pixels' x and y from the middle one, and smaller pieces."""
 
     design: F32
     window: F32
@@ -194,14 +146,61 @@ class _Memory(NamedTuple):
     dark: BOOL
     value: F32
     counts: F32
+    offset: F32
     shifted: F32
     change: F32
     block: F64
     right: F64
 
 
+@inner
+def _judge(
+    design: F32, window: F32, change: F32, place: tuple[float, float, float, float], memory: _Memory, out: F64
+) -> None:
+    """The figures of a source that need a sum over pixels after a ``change`` (3,) of flux and place.
+
+    The change is small by now: the residuals after it follow from the linearisation. ``place`` is the flux after it,
+    the empty pixel's noise, and the place before it minus the middle pixel (x, y).
+    """
+    p, px, py, wider = design[0], design[1], design[2], memory.value
+    weight, residual, x, y = window[0], window[1], memory.offset[0], memory.offset[1]
+    flux, noise = np.float32(max(place[0], 0.0)), np.float32(place[1])
+    dx, dy, df = np.float32(place[2]), np.float32(place[3]), change
+    zero, one, error = np.float32(0), np.float32(1), np.float32(PROFILE_ERROR**2)
+    chi2 = info = sky = tilt = used = zero
+    for k in range(len(p)):
+        w = weight[k]
+        rest = residual[k] - (df[0] * p[k] + df[1] * px[k] + df[2] * py[k])
+        residual[k] = rest
+        signal = flux * p[k]
+        chi2 += w / (one + w * error * signal * signal) * rest * rest
+        heavy = w * p[k]
+        info += heavy * p[k]
+        sky += heavy * heavy * noise
+        # What the PSF would change if it were wider by d ln(sigma): -(2 + r d/dr) P, the part not like P itself.
+        wide = -np.float32(2) * p[k] + (x[k] - dx) * px[k] + (y[k] - dy) * py[k]
+        wider[k] = wide
+        tilt += heavy * wide
+        used += one if w > 0 else zero
+    least = np.float32(LEAST)
+    like = tilt / max(info, least)
+    known = growth = zero
+    for k in range(len(p)):
+        wide = wider[k] - like * p[k]
+        heavy = weight[k] * wide
+        known += heavy * wide
+        growth += heavy * residual[k]
+    out[SKY_PART] = sky / max(info, least)
+    out[CHI] = np.sqrt(chi2 / max(used - np.float32(3), one))
+    out[GROWTH] = growth / max(known, least)
+    out[KNOWN] = max(known, least)
+
+
 @compiled
-def _memory(most: int, pixels: int) -> _Memory:
+def _memory(most: int, size: int, side: int) -> _Memory:
+    pixels, offset = size * side, np.empty((2, size * side), np.float32)
+    for k in range(pixels):
+        offset[0, k], offset[1, k] = k % side - size // 2, k // side - size // 2
     return _Memory(
         np.empty((most, 3, pixels), np.float32),
         np.zeros((most, 2, pixels), np.float32),
@@ -209,6 +208,7 @@ def _memory(most: int, pixels: int) -> _Memory:
         np.zeros(most, np.bool_),
         np.zeros(pixels, np.float32),
         np.zeros(pixels, np.float32),
+        offset,
         np.empty((3, pixels), np.float32),
         np.zeros(3, np.float32),
         np.empty((3, 3)),
@@ -304,7 +304,7 @@ def _move(sources: Sources, s: int, a: int, step: Step, memory: _Memory, matrix:
         sources.y[s] = min(max(y + dy, sources.home_y[s] - MAX_SHIFT), sources.home_y[s] + MAX_SHIFT)
     if step.judge:
         place = (sources.flux[s], float(sources.noise[s]), x - np.rint(x), y - np.rint(y))
-        _judge(memory.design[a], memory.window[a], change, place, step.size, figures[s])
+        _judge(memory.design[a], memory.window[a], change, place, memory, figures[s])
         variance, information = matrix[a * columns, n + 1 + a], memory.information[a]
         # Rounding may leave no positive variance where two sources cannot be told apart.
         figures[s, VARIANCE] = variance if variance > 0 and not memory.dark[a] else 1 / information
@@ -323,7 +323,7 @@ def step_groups(pixels: Pixels, sources: Sources, groups: Groups, tables: Tables
     table, most, columns, half = tables.near, 1, 3 if step.move else 1, step.size // 2
     for g in range(len(groups.start) - 1):
         most = max(most, groups.start[g + 1] - groups.start[g])
-    memory, work = _memory(most, step.size * table.side), (psf_work(table), psf_work(tables.wide))
+    memory, work = _memory(most, step.size, table.side), (psf_work(table), psf_work(tables.wide))
     mixed, middle = np.full(1, -1), half * (table.side + 1)
     windows = (memory.value, memory.counts, _whole(step.size, table.side))
     store = np.empty(3 * most * (4 * most + 1))
@@ -356,11 +356,10 @@ def step_groups(pixels: Pixels, sources: Sources, groups: Groups, tables: Tables
             old, peak = (sources.x[s], sources.y[s], sources.flux[s]), float(memory.design[a, 0, middle])
             figures[s, INFORMATION] = max(memory.information[a], LEAST)
             _move(sources, s, a, step, memory, matrix, figures)
-            much = stir(pixels, sources, s, old, peak, step)
+            rise = stir(pixels, sources, s, old, peak, step)
             if step.draw:
                 mix_source(table, sources, s, work[0], mixed)
-                bright = sources.wide[s] or peak * sources.flux[s] > tables.bright
-                if bright or much:
-                    redraw(pixels, sources, s, old, bright, tables, work)
+                if rise > RETOUCHED:
+                    redraw(pixels, sources, s, old, peak, tables, work)
                 else:
                     retouch(pixels, sources, s, old, memory.design[a, 0], tables.near, work[0], step.size)

@@ -20,6 +20,8 @@ BOOL = NDArray[np.bool_]
 # Changes are kept track of in cells of so many px; one beyond this part of the noise in the source's brightest pixel
 # stirs its cell and those around it.
 CELL, STIRRING = 4, 0.3
+# A change up to so many times that noise is drawn within the fitted window: beyond two FWHM nothing of it is seen.
+RETOUCHED = 6.0
 
 
 class Pixels(NamedTuple):
@@ -117,11 +119,20 @@ def mix_source(table: PsfTable, sources: Sources, s: int, work: PsfWork, mixed: 
 
 @inner
 def redraw(
-    pixels: Pixels, sources: Sources, s: int, old: tuple[float, float, float], bright: bool, tables: Tables,
+    pixels: Pixels, sources: Sources, s: int, old: tuple[float, float, float], peak: float, tables: Tables,
     work: tuple[PsfWork, PsfWork],
 ) -> None:  # fmt: skip
-    """The source's model in place of the ``old`` one (x, y, flux); the near PSF is mixed in ``work``."""
+    """The source's model in place of the ``old`` one (x, y, flux); the near PSF, with this ``peak``, is mixed in
+    ``work``.
+
+    In the wide window only where the change itself is bright: else its wings are not seen.
+    """
     x, y, flux = old
+    if not peak * light_moved(sources, s, old) > tables.bright:
+        _paint(pixels.residual, x, y, flux, tables.near, work[0])
+        _paint(pixels.residual, sources.x[s], sources.y[s], -sources.flux[s], tables.near, work[0])
+        return
+    bright = sources.wide[s] or peak * sources.flux[s] > tables.bright
     if bright:
         mix_terms(tables.wide, sources.coefficients[sources.row[s]], work[1])
     if sources.wide[s]:
@@ -140,7 +151,7 @@ def retouch(
     pixels: Pixels, sources: Sources, s: int, old: tuple[float, float, float], psf: F32, table: PsfTable,
     work: PsfWork, size: int,
 ) -> None:  # fmt: skip
-    """As ``redraw`` for a faint source that hardly changed: within the fitted window, where its PSF was ``psf``."""
+    """As ``redraw`` for a source that hardly changed: within the fitted window, where its PSF was ``psf``."""
     x, y, flux = old
     ny, nx = pixels.residual.shape
     half, side, ix, iy = size // 2, table.side, int(np.rint(x)), int(np.rint(y))
@@ -181,20 +192,25 @@ def stir_places(stirred: INT, x: F64, y: F64, turn: int) -> None:
 
 
 @inner
-def stir(pixels: Pixels, sources: Sources, s: int, old: tuple[float, float, float], peak: float, step: Step) -> bool:
-    """Whether the source's change stands out of the noise in its brightest pixel; then its surroundings are marked.
+def light_moved(sources: Sources, s: int, old: tuple[float, float, float]) -> float:
+    """Light (DN) that is elsewhere than before, where x, y and flux were ``old``; a whole px moves all."""
+    x, y, flux = old
+    shift = math.hypot(sources.x[s] - x, sources.y[s] - y)
+    return abs(sources.flux[s] - flux) + max(abs(flux), abs(sources.flux[s])) * shift
+
+
+@inner
+def stir(pixels: Pixels, sources: Sources, s: int, old: tuple[float, float, float], peak: float, step: Step) -> float:
+    """The source's change over the noise in its brightest pixel; where it stands out its surroundings are marked.
 
     ``old`` is its x, y and flux before, ``peak`` the PSF's.
     """
     x, y, flux = old
-    change = abs(sources.flux[s] - flux) + max(abs(flux), abs(sources.flux[s])) * math.hypot(
-        sources.x[s] - x, sources.y[s] - y
-    )
-    noise = float(sources.noise[s]) + max(peak * flux, 0.0) * step.inverse_gain
-    if not (peak * change) ** 2 > STIRRING**2 * noise:
-        return False
-    _mark(pixels.stirred, x, y, step.turn)
-    return True
+    noise = math.sqrt(float(sources.noise[s]) + max(peak * flux, 0.0) * step.inverse_gain)
+    rise = peak * light_moved(sources, s, old) / noise
+    if rise > STIRRING:
+        _mark(pixels.stirred, x, y, step.turn)
+    return rise
 
 
 @inner

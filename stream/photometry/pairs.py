@@ -34,17 +34,34 @@ def _near(x: ArrayLike, y: ArrayLike, to_x: ArrayLike, to_y: ArrayLike, reach: f
     low, high = others.min(axis=0), others.max(axis=0)
     side = max(reach, float((high - low).max()) / MOST_CELLS, 1e-9)
     width, height = ((high - low) / side).astype(np.int64) + 1
-    column, row = ((others - low) / side).astype(np.int64).T
-    cell = row * width + column
-    order = np.argsort(cell, kind="stable")
-    start = np.append(0, np.cumsum(np.bincount(cell, minlength=width * height)))
     grid = (low[0], low[1], side, int(width), int(height))
+    order, start = np.empty(len(others), np.int64), np.zeros(width * height + 1, np.int64)
+    _sort(others, grid, order, start)
     first, second = np.empty(4 * len(places), np.int64), np.empty(4 * len(places), np.int64)
     n = _find(places, others, order, start, grid, (reach, same), first, second)
     if n > len(first):
         first, second = np.empty(n, np.int64), np.empty(n, np.int64)
         _find(places, others, order, start, grid, (reach, same), first, second)
     return first[:n], second[:n]
+
+
+@compiled
+def _sort(places: F64, grid: tuple[float, float, float, int, int], order: INT, start: INT) -> None:
+    """Places (n,) by cell, in a cell as they come, into ``order``; those of cell c begin at ``start[c]`` (zeros)."""
+    x0, y0, side, width, _ = grid
+    n = len(places)
+    cell = np.empty(n, np.int64)
+    for i in range(n):
+        cell[i] = int((places[i, 1] - y0) / side) * width + int((places[i, 0] - x0) / side)
+        start[cell[i]] += 1
+    total = 0
+    for c in range(len(start)):
+        total += start[c]
+        start[c] = total
+    # From the last one on each takes the last free place of its cell, which at the end is the first.
+    for i in range(n - 1, -1, -1):
+        start[cell[i]] -= 1
+        order[start[cell[i]]] = i
 
 
 @compiled
