@@ -33,7 +33,7 @@ CROWDED_SHARE = 3.0  # 40,000 sources may take three times the photometry's budg
 # What is timed inside the steps: module, function, what it does. Parts nest: the search holds a detection.
 PARTS = {
     "detect": (
-        ("detect", "_significant", "filter and threshold"),
+        ("detect", "pixels_above", "filter and threshold"),
         ("detect", "find_basins", "watershed"),
         ("detect", "_table", "moments and centroids"),
         ("detect", "without_sky", "sky off"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,17 @@ from stream.core.errors import PhotometryError
 from stream.core.flags import BAD_BITS, Mask
 from stream.core.records import DETECTION_DTYPE, F32, U16, Background, Table
 from stream.photometry.background import without_sky
+from stream.photometry.filtered import (
+    MAX_ACTIVE,
+    RING_X,
+    RING_Y,
+    SIGMA_PER_FWHM,
+    Pixels,
+    filter_taps,
+    lifted,
+    pixels_above,
+    prominences,
+)
 from stream.photometry.peaks import Basins, find_basins
 from stream.photometry.stamps import box_flags
 from stream.photometry.windowed import windowed_centroids
@@ -26,19 +37,13 @@ THRESHOLD = 4.5
 PROMINENCE = 3.5
 # ... and by this part of the saddle's height: flat fields and brighter-fatter cores are no better than that.
 PROMINENCE_FRACTION = 0.01
-# Part of all pixels above the threshold beyond which an image is no star field (40,000 sources cover a tenth).
-MAX_ACTIVE = 0.5
 # Pixels that must not make a detection. Saturated ones stay: the star there is real. So does smooth light.
 NOT_DETECTED_BITS = BAD_BITS & ~int(
     Mask.SATURATED | Mask.HALO | Mask.GHOST | Mask.SPILLAGE | Mask.LOW_RESPONSE | Mask.HIGH_RESPONSE | Mask.CROSSTALK
 )
-# The pedestal under a peak of up to twice the threshold is the median of every second pixel 5 to 9 px from it; it
+# The pedestal under a peak of up to twice the threshold is the median of a ring around it; it
 # counts where it is this many times its own error.
 FAINT, PEDESTAL = 2.0, 2.5
-_REACH = np.arange(-9, 10)
-_RING = np.flatnonzero((np.abs(np.hypot(_REACH[:, None], _REACH) - 7.0) <= 2.0) & ((_REACH[:, None] + _REACH) % 2 == 0))
-RING_Y, RING_X = _RING // len(_REACH) - 9, _RING % len(_REACH) - 9
-SIGMA_PER_FWHM = 1 / 2.3548200450309493
 
 F64 = NDArray[np.float64]
 INT = NDArray[np.intp]
@@ -88,7 +93,12 @@ def detect(
     if not background.sigma > 0 or not threshold > 0:
         raise PhotometryError(f"detection needs a noise above 0, got {background.sigma}, and a threshold {threshold}")
     sky_off, unusable = without_sky(data, background, mask, NOT_DETECTED_BITS, clear=True)
-    pixels = _significant(sky_off, background, unusable, (threshold, fwhm, gain))
+    inverse_gain = 0.0 if gain is None else 1 / gain
+    pixels = pixels_above(sky_off, background.rms, unusable, threshold, fwhm, inverse_gain=inverse_gain)
+    if gain is None:
+        level = background.level.reshape(-1)[pixels.index]
+        photons = np.divide(np.float32(1), level, out=np.zeros_like(level), where=level > 0)
+        pixels = replace(pixels, photons=photons)
     if len(pixels.index) > MAX_ACTIVE * data.size:
         raise PhotometryError(
             f"{len(pixels.index)} of {data.size} pixels are above {threshold:g} sigma: the image is no star field",
@@ -98,18 +108,6 @@ def detect(
     basins = _basins(pixels, mask, threshold)
     real = np.flatnonzero(_above_pedestal(pixels, basins.peak, sky_off, threshold, fwhm))
     return _table(pixels, basins, real, sky_off, mask, fwhm)
-
-
-@dataclass(frozen=True, slots=True)
-class _Pixels:
-    """Pixels above the threshold: flat index (ascending), filtered S/N, light and sky noise (DN), and the variance
-    that a DN of light adds in units of the sky's."""
-
-    index: INT
-    snr: F32
-    light: F32
-    noise: F32
-    photons: F32
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,140 +123,77 @@ class SearchNoise:
     fwhm: float
 
 
-def search_residuals(image: F32, residual: F32, mask: U16, noise: SearchNoise) -> tuple[F64, F64, F64]:
+def unusable_pixels(mask: U16) -> BOOL:
+    """Pixels that must not make a detection, where a star's saturated ones may."""
+    return np.asarray((mask & np.uint16(NOT_DETECTED_BITS)) != 0)
+
+
+def search_residuals(
+    image: F32, residual: F32, mask: U16, unusable: BOOL, noise: SearchNoise
+) -> tuple[F64, F64, F64]:
     """Places (px) and rough fluxes of what stands out of an image whose sources are taken off.
 
     Parameters
     ----------
     image, residual : ndarray, (ny, nx), float32
-        DN, sky off: with the sources and without; finite.
+        DN, sky off: with the sources and without; finite, the residual 0 where it is ``unusable``.
     mask : ndarray, (ny, nx), uint16
+    unusable : ndarray, (ny, nx), bool
+        As ``unusable_pixels`` says.
 
     Returns
     -------
     x, y, flux : ndarray, (n,)
     """
-    unusable = (mask & np.uint16(NOT_DETECTED_BITS)) != 0
-    cleared = residual.copy()
-    cleared[unusable] = 0
-    index, value = pixels_above(cleared, noise.rms, unusable, noise.threshold, noise.fwhm)
-    rest = cleared.reshape(-1)[index]
-    light = image.reshape(-1)[index] - rest
-    variance = (np.float32(noise.part) * light) ** 2 + np.maximum(light, 0) / np.float32(noise.gain)
-    local: F32 = np.sqrt(variance + noise.rms.reshape(-1)[index] ** 2)
-    above = value > np.float32(noise.threshold) * local
-    index, rest, local = index[above], rest[above], local[above]
-    pixels = _Pixels(index, value[above] / local, rest, local, np.float32(1 / noise.gain) / local**2)
+    pixels = pixels_above(
+        residual, noise.rms, unusable, noise.threshold, noise.fwhm, inverse_gain=1 / noise.gain, taken=image,
+        part=noise.part,
+    )  # fmt: skip
     basins = _basins(pixels, mask, noise.threshold)
-    real = np.flatnonzero(_above_pedestal(pixels, basins.peak, cleared, noise.threshold, noise.fwhm))
-    flux = np.asarray(np.bincount(basins.owner, np.maximum(rest, 0), len(basins.peak)), np.float64)[real]
-    y, x = np.divmod(index[basins.peak[real]].astype(float), image.shape[1])
-    x, y = windowed_centroids(cleared, x, y, noise.fwhm * SIGMA_PER_FWHM)
+    real = np.flatnonzero(_above_pedestal(pixels, basins.peak, residual, noise.threshold, noise.fwhm))
+    flux = np.asarray(np.bincount(basins.owner, np.maximum(pixels.light, 0), len(basins.peak)), np.float64)[real]
+    y, x = np.divmod(pixels.index[basins.peak[real]].astype(float), image.shape[1])
+    x, y = windowed_centroids(residual, x, y, noise.fwhm * SIGMA_PER_FWHM)
     return x[flux > 0], y[flux > 0], flux[flux > 0]
 
 
-def filter_taps(fwhm: float) -> F32:
-    """One axis of the Gaussian filter, reaching 2.7 sigma, scaled so that white noise keeps its variance."""
-    half = max(int(np.ceil(2.5 * fwhm * SIGMA_PER_FWHM - 0.5)), 1)
-    taps = np.exp(-0.5 * ((np.arange(2 * half + 1) - half) / (fwhm * SIGMA_PER_FWHM)) ** 2)
-    normed: F32 = (taps / np.sqrt((taps**2).sum())).astype(np.float32)
-    return normed
-
-
-def _significant(
-    image: F32, background: Background, unusable: BOOL, settings: tuple[float, float, float | None]
-) -> _Pixels:
-    """The usable pixels where the filtered image exceeds ``threshold`` times its noise; filter and gain follow it."""
-    threshold, fwhm, gain = settings
-    index, value = pixels_above(image, background.rms, unusable, threshold, fwhm)
-    noise = background.rms.reshape(-1)[index]
-    if gain is not None:
-        photons = np.float32(1 / gain) / noise**2
-    else:
-        level = background.level.reshape(-1)[index]
-        photons = np.divide(np.float32(1), level, out=np.zeros_like(noise), where=level > 0)
-    return _Pixels(index, value / noise, image.reshape(-1)[index], noise, photons)
-
-
-def pixels_above(image: F32, noise: F32, unusable: BOOL, threshold: float, fwhm: float) -> tuple[INT, F32]:
-    """Flat indices (ascending) of usable pixels whose filtered value exceeds ``threshold`` times the noise, and that.
-
-    Of more than ``MAX_ACTIVE`` of all pixels the first so many and one more.
-    """
-    most = int(MAX_ACTIVE * image.size) + 1
-    index, value = np.empty(most, np.int64), np.empty(most, np.float32)
-    n = _filter(np.ascontiguousarray(image), noise, unusable, filter_taps(fwhm), np.float32(threshold), index, value)
-    return index[:n].copy(), value[:n].copy()
-
-
-@compiled
-def _filter(
-    image: F32, noise: F32, unusable: BOOL, taps: F32, threshold: np.float32, index: NDArray[np.int64], value: F32
-) -> int:
-    """How many pixels of the filtered image are above the threshold: they fill ``index`` and ``value``."""
-    ny, nx = image.shape
-    half, n = len(taps) // 2, 0
-    middle = taps[half]
-    column, line = np.zeros(nx + 2 * half, np.float32), np.empty(nx, np.float32)
-    nothing = np.zeros(nx, np.float32)
-    for j in range(ny):
-        inner, row = column[half : half + nx], image[j]
-        for i in range(nx):
-            inner[i] = middle * row[i]
-        for k in range(1, half + 1):
-            above, below = image[j - k] if j >= k else nothing, image[j + k] if j + k < ny else nothing
-            tap = taps[half + k]
-            for i in range(nx):
-                inner[i] += tap * (above[i] + below[i])
-        for i in range(nx):
-            line[i] = middle * inner[i]
-        for k in range(1, half + 1):
-            left, right, tap = column[half - k : half - k + nx], column[half + k : half + k + nx], taps[half + k]
-            for i in range(nx):
-                line[i] += tap * (left[i] + right[i])
-        for i in range(nx):
-            if line[i] > threshold * noise[j, i] and not unusable[j, i]:
-                if n == len(index):
-                    return n
-                index[n], value[n] = j * nx + i, line[i]
-                n += 1
-    return n
-
-
-def _basins(pixels: _Pixels, mask: U16, threshold: float) -> Basins:
+def _basins(pixels: Pixels, mask: U16, threshold: float) -> Basins:
     """The pixels divided among significant peaks."""
-    local = np.sqrt(1 + np.maximum(pixels.light, 0) * pixels.photons)
-    saturated = (mask.reshape(-1)[pixels.index] & np.uint16(Mask.SATURATED)) != 0
+    least, saturated = np.empty(len(pixels.index), np.float32), np.empty(len(pixels.index), bool)
+    known = (pixels.index, pixels.light, pixels.photons)
+    flat = np.ascontiguousarray(mask).reshape(-1)
+    prominences(known, np.float32(min(PROMINENCE, threshold)), flat, np.uint16(Mask.SATURATED), least, saturated)
     return find_basins(
-        pixels.index, pixels.snr, mask.shape[1], np.float32(min(PROMINENCE, threshold)) * local,
-        fraction=PROMINENCE_FRACTION, together=saturated,
-    )  # fmt: skip
+        pixels.index, pixels.snr, mask.shape[1], least, fraction=PROMINENCE_FRACTION, together=saturated
+    )
 
 
-def _above_pedestal(pixels: _Pixels, peak: INT, sky_off: F32, threshold: float, fwhm: float) -> BOOL:
+def _above_pedestal(pixels: Pixels, peak: INT, sky_off: F32, threshold: float, fwhm: float) -> BOOL:
     """False for peaks that only a bright star's wings or a halo lift above the threshold.
 
     The sky's meshes cannot follow those; the median of a ring around a faint peak does.
     """
     real = np.ones(len(peak), bool)
     faint = np.flatnonzero(pixels.snr[peak] < FAINT * threshold)
-    place = peak[faint]
     ny, nx = sky_off.shape
-    y, x = np.divmod(pixels.index[place], nx)
+    # In units of the filtered noise, and its own error: that of a median of so many pixels.
+    reach = float(filter_taps(fwhm).sum()) ** 2
+    least = PEDESTAL * 1.2533 * reach / np.sqrt(len(RING_X))
+    y, x = np.divmod(pixels.index[peak[faint]], nx)
+    high = np.empty(len(faint), bool)
+    lifted(sky_off, x, y, (RING_X, RING_Y), np.float32(least / reach) * pixels.noise[peak[faint]], high)
+    faint, x, y = faint[high], x[high], y[high]
+    place = peak[faint]
     ring = sky_off[np.clip(y[:, None] + RING_Y, 0, ny - 1), np.clip(x[:, None] + RING_X, 0, nx - 1)]
     middle = len(RING_X) // 2
     level = np.partition(ring, middle, axis=1)[:, middle]
-    # In units of the filtered noise, and its own error: that of a median of so many pixels.
-    reach = float(filter_taps(fwhm).sum()) ** 2
     pedestal = level / pixels.noise[place] * reach
-    uncertainty = 1.2533 * reach / np.sqrt(len(RING_X))
     local = np.sqrt(1 + np.maximum(level, 0) * pixels.photons[place])
-    lifted = (pedestal > PEDESTAL * uncertainty) & (pixels.snr[place] - pedestal < threshold * local)
-    real[faint[lifted]] = False
+    real[faint[pixels.snr[place] - pedestal < threshold * local]] = False
     return real
 
 
-def _table(pixels: _Pixels, basins: Basins, real: INT, sky_off: F32, mask: U16, fwhm: float) -> Table:
+def _table(pixels: Pixels, basins: Basins, real: INT, sky_off: F32, mask: U16, fwhm: float) -> Table:
     """Isophotal sums and moments of basins, windowed centroids, flags; rows only for the ``real`` ones."""
     ny, nx = sky_off.shape
     sums = np.zeros((len(basins.peak), len(_SUMS)))
@@ -295,10 +230,15 @@ _SUMS = "n_pixels", "flux", "mx", "my", "xx", "yy", "xy"
 @compiled
 def _sum_moments(index: INT, owner: INT, peak: INT, light: F32, nx: int, out: F64) -> None:
     """Pixels of each basin, their light, and its first and second moments around the ``peak``'s pixel (flat index)."""
+    peak_x, peak_y, row, limit = np.empty(len(peak)), np.empty(len(peak)), -1, 0
+    for k in range(len(peak)):
+        peak_x[k], peak_y[k] = peak[k] % nx, peak[k] // nx
     for p in range(len(index)):
+        while index[p] >= limit:
+            row, limit = row + 1, limit + nx
         basin = owner[p]
         value, sums = max(float(light[p]), 0.0), out[basin]
-        dx, dy = float(index[p] % nx - peak[basin] % nx), float(index[p] // nx - peak[basin] // nx)
+        dx, dy = index[p] - (limit - nx) - peak_x[basin], row - peak_y[basin]
         sums[0] += 1
         sums[1] += value
         sums[2] += value * dx

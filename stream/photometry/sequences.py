@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stream.core.records import U16
 from stream.photometry.background import estimate_background
-from stream.photometry.detect import SearchNoise, search_residuals
+from stream.photometry.detect import SearchNoise, search_residuals, unusable_pixels
 from stream.photometry.fit import MIN_COVERAGE, Fit, fit_errors
 from stream.photometry.groups import groups_of
 from stream.photometry.kernels import COVERED, INFORMATION
@@ -44,13 +44,13 @@ def fit_sequences(scene: Scene, fit: Fit, mask: U16) -> tuple[Scene, Fit]:
         Those added come last.
     """
     known = len(fit)
-    fitting = Fitting.begin(scene, fit, crowded=True)
+    fitting, unusable = Fitting.begin(scene, fit, crowded=True), unusable_pixels(mask)
     fitting.draw(fitting.order)
     _turns(fitting, 1)
     _new_sky(fitting, mask)  # early, so that later turns find nothing new everywhere
     for sequence in range(SEQUENCES):
         _uncover(fitting)
-        _add(fitting, *_search(fitting, mask))
+        _add(fitting, *_search(fitting, mask, unusable))
         if sequence < SEQUENCES - 1:
             _turns(fitting, NEXT_ROUNDS)
             snr = fitting.fit.flux * np.sqrt(np.nan_to_num(fitting.figures[:, INFORMATION]))
@@ -86,11 +86,12 @@ def _new_sky(fitting: Fitting, mask: U16) -> None:
     fitting.scene = replace(scene, image=np.subtract(scene.image, change, out=change), background=sky)
 
 
-def _search(fitting: Fitting, mask: U16) -> tuple[F64, F64, F64]:
+def _search(fitting: Fitting, mask: U16, unusable: BOOL) -> tuple[F64, F64, F64]:
     """Places (px) and rough fluxes of what stands out of the residuals and is no misfit of a known source."""
     scene, fit, fwhm = fitting.scene, fitting.fit, fitting.scene.psf.fwhm
     noise = SearchNoise(scene.background.rms, scene.gain, SEARCH_ERROR, SEARCH_THRESHOLD, fwhm)
-    x, y, flux = search_residuals(scene.image, fitting.residual, mask, noise)
+    fitting.residual[unusable] = 0  # they count nowhere
+    x, y, flux = search_residuals(scene.image, fitting.residual, mask, unusable, noise)
     new = np.ones(len(x), bool)
     new[cross_pairs(x, y, fit.x, fit.y, SEPARATION * fwhm)[0]] = False
     return x[new], y[new], flux[new]
