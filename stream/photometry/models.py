@@ -18,7 +18,7 @@ INT = NDArray[np.int64]
 BOOL = NDArray[np.bool_]
 
 # Changes are kept track of in cells of so many px; one beyond this part of the noise in the source's brightest pixel
-# stirs its cell and those around it.
+# stirs its cell and those around it, where a step asks for no other part.
 CELL, STIRRING = 4, 0.3
 # A change up to so many times that noise is drawn within the fitted window: beyond two FWHM nothing of it is seen.
 RETOUCHED = 6.0
@@ -63,7 +63,7 @@ class Tables(NamedTuple):
 class Step(NamedTuple):
     """``size`` of the windows, px; DN per e-; True: the sources stand alone and their models are still in the residual
     image; whether places move; whether the fit is judged; whether changed models are drawn anew; number of the turn;
-    whether no member of a group may go far below nothing.
+    whether no member of a group may go far below nothing; the change that counts for the next turn (``STIRRING``).
 
     A turn that does not judge leaves out groups around which the turn before changed nothing.
     """
@@ -76,6 +76,7 @@ class Step(NamedTuple):
     draw: bool
     turn: int
     positive: bool = False
+    stirring: float = STIRRING
 
 
 @inner
@@ -208,7 +209,7 @@ def stir(pixels: Pixels, sources: Sources, s: int, old: tuple[float, float, floa
     x, y, flux = old
     noise = math.sqrt(float(sources.noise[s]) + max(peak * flux, 0.0) * step.inverse_gain)
     rise = peak * light_moved(sources, s, old) / noise
-    if rise > STIRRING:
+    if rise > step.stirring:
         _mark(pixels.stirred, x, y, step.turn)
     return rise
 

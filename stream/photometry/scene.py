@@ -17,7 +17,7 @@ from stream.core.records import F32, Background
 from stream.photometry.fit import Fit, fit_errors
 from stream.photometry.groups import Groups, groups_of, has_neighbour, lone_groups
 from stream.photometry.kernels import FIGURES, TILE, step_groups, weighted_sums
-from stream.photometry.models import CELL, Pixels, Sources, Step, Tables, draw_sources
+from stream.photometry.models import CELL, STIRRING, Pixels, Sources, Step, Tables, draw_sources
 from stream.photometry.stamps import nearest_pixels
 
 F64 = NDArray[np.float64]
@@ -130,12 +130,13 @@ class Fitting:
         draw_sources(self.residual, rows, self.sources, self.tables, sign)
 
     def step(
-        self, groups: Groups, *, alone: bool = False, move: bool = True, judge: bool = False, draw: bool = False
-    ) -> None:
+        self, groups: Groups, *, alone: bool = False, move: bool = True, judge: bool = False, draw: bool = False,
+        stirring: float = STIRRING,
+    ) -> None:  # fmt: skip
         """One step of all groups, or those around which the turn before changed something."""
         pixels = Pixels(self.scene.image, self.residual, self.scene.unusable, self.spoiled, self.stirred)
         size = window_size(self.scene.psf.fwhm)
-        settings = Step(size, 1 / self.scene.gain, alone, move, judge, draw, self.turn, self.positive)
+        settings = Step(size, 1 / self.scene.gain, alone, move, judge, draw, self.turn, self.positive, stirring)
         step_groups(pixels, self.sources, groups, self.tables, settings, self.figures)
 
 

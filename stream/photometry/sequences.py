@@ -9,20 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.core.records import U16
-from stream.photometry.background import estimate_background
+from stream.photometry.background import estimate_background, move_sky
 from stream.photometry.detect import SearchNoise, search_residuals, unusable_pixels
 from stream.photometry.fit import MIN_COVERAGE, Fit, fit_errors
 from stream.photometry.groups import groups_of
 from stream.photometry.kernels import COVERED, INFORMATION
-from stream.photometry.models import stir_places
+from stream.photometry.models import STIRRING, stir_places
 from stream.photometry.pairs import close_pairs, cross_pairs
 from stream.photometry.scene import Fitting, Scene, compiled_sources, is_bright, sky_covariance
 
 F64 = NDArray[np.float64]
 BOOL = NDArray[np.bool_]
 
-# Turns between the searches, and at the end. Before the first search one is enough, the sky's change after it.
+# Turns between the searches, and at the end.
 NEXT_ROUNDS, LAST_ROUNDS = 1, 2
+# Before the first search there is one turn, and one more for groups in which something changed by so many times the
+# noise in a source's brightest pixel: their misfits would look like sources.
+RESTLESS = 5.0
 SEQUENCES = 2  # one finds 89 % where source-extractor finds half, two 93 %
 SEARCH_THRESHOLD = 4.0  # sigma, of the residual image's search
 # Part of the subtracted light that counts as noise in that search: PSF models are wrong by so much somewhere.
@@ -36,6 +39,8 @@ LEAST_SNR, MERGED = 3.0, 0.4
 def fit_sequences(scene: Scene, fit: Fit, mask: U16) -> tuple[Scene, Fit]:
     """Search what the fitted sources leave, add what is found, fit again, ``SEQUENCES`` times.
 
+    The sky's change is taken off the scene's image in place.
+
     Returns
     -------
     scene : Scene
@@ -46,8 +51,9 @@ def fit_sequences(scene: Scene, fit: Fit, mask: U16) -> tuple[Scene, Fit]:
     known = len(fit)
     fitting, unusable = Fitting.begin(scene, fit, crowded=True), unusable_pixels(mask)
     fitting.draw(fitting.order)
-    _turns(fitting, 1)
+    _turns(fitting, 1, stirring=RESTLESS)
     _new_sky(fitting, mask)  # early, so that later turns find nothing new everywhere
+    _turns(fitting, 1)
     for sequence in range(SEQUENCES):
         _uncover(fitting)
         _add(fitting, *_search(fitting, mask, unusable))
@@ -62,8 +68,9 @@ def fit_sequences(scene: Scene, fit: Fit, mask: U16) -> tuple[Scene, Fit]:
     return fitting.scene, fit.part(~_spurious(fit, snr, known, scene.psf.fwhm))
 
 
-def _turns(fitting: Fitting, rounds: int, *, judge: bool = False) -> None:
-    """So many turns of all groups; with ``judge`` the last one gives errors."""
+def _turns(fitting: Fitting, rounds: int, *, judge: bool = False, stirring: float = STIRRING) -> None:
+    """So many turns of all groups; with ``judge`` the last one gives errors. The next turn looks at those in which
+    something changed by ``stirring``."""
     fit, scene = fitting.fit, fitting.scene
     groups = groups_of(*fit.home, fitting.order, scene.psf.fwhm)
     for turn in range(rounds):
@@ -72,18 +79,17 @@ def _turns(fitting: Fitting, rounds: int, *, judge: bool = False) -> None:
             fitting.step(groups, judge=True)
             fit_errors(fit, fitting.figures, covariance, scene.psf.flux_error_at(fit.x, fit.y))
         else:
-            fitting.step(groups, draw=True)
+            fitting.step(groups, draw=True, stirring=stirring)
         fitting.turn += 1
 
 
 def _new_sky(fitting: Fitting, mask: U16) -> None:
-    """The scene, and its residual, under the sky of the residual."""
+    """The scene, and its residual, under the sky of the residual; both images change in place."""
     scene = fitting.scene
-    old = scene.background
-    sky = estimate_background(fitting.residual + old.level, mask)
-    change = sky.level - old.level
-    fitting.residual -= change
-    fitting.scene = replace(scene, image=np.subtract(scene.image, change, out=change), background=sky)
+    old = scene.background.level
+    sky = estimate_background(fitting.residual, mask, taken_off=old)
+    move_sky(old.reshape(-1), sky.level.reshape(-1), scene.image.reshape(-1), fitting.residual.reshape(-1))
+    fitting.scene = replace(scene, background=sky)
 
 
 def _search(fitting: Fitting, mask: U16, unusable: BOOL) -> tuple[F64, F64, F64]:
