@@ -182,7 +182,10 @@ def _sum_circles(image: F32, unusable: BOOL, x: F64, y: F64, radii: F64, out: F6
             radius = np.float32(radii[q])
             m = math.ceil(radii[q])
             used = 2 * m + 2
-            across, down = _Edges(columns.place[:used], columns.area[:used]), _Edges(rows.place[:used], rows.area[:used])
+            across, down = (
+                _Edges(columns.place[:used], columns.area[:used]),
+                _Edges(rows.place[:used], rows.area[:used]),
+            )
             _cut(dx - np.float32(m + 0.5), radius, across)
             _cut(dy - np.float32(m + 0.5), radius, down)
             sums.light[:] = 0

@@ -128,9 +128,7 @@ def unusable_pixels(mask: U16) -> BOOL:
     return np.asarray((mask & np.uint16(NOT_DETECTED_BITS)) != 0)
 
 
-def search_residuals(
-    image: F32, residual: F32, mask: U16, unusable: BOOL, noise: SearchNoise
-) -> tuple[F64, F64, F64]:
+def search_residuals(image: F32, residual: F32, mask: U16, unusable: BOOL, noise: SearchNoise) -> tuple[F64, F64, F64]:
     """Places (px) and rough fluxes of what stands out of an image whose sources are taken off.
 
     Parameters
@@ -163,9 +161,7 @@ def _basins(pixels: Pixels, mask: U16, threshold: float) -> Basins:
     known = (pixels.index, pixels.light, pixels.photons)
     flat = np.ascontiguousarray(mask).reshape(-1)
     prominences(known, np.float32(min(PROMINENCE, threshold)), flat, np.uint16(Mask.SATURATED), least, saturated)
-    return find_basins(
-        pixels.index, pixels.snr, mask.shape[1], least, fraction=PROMINENCE_FRACTION, together=saturated
-    )
+    return find_basins(pixels.index, pixels.snr, mask.shape[1], least, fraction=PROMINENCE_FRACTION, together=saturated)
 
 
 def _above_pedestal(pixels: Pixels, peak: INT, sky_off: F32, threshold: float, fwhm: float) -> BOOL:

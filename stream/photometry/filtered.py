@@ -127,11 +127,9 @@ def _filter(image: F32, noise: F32, unusable: BOOL, taps: F32, threshold: np.flo
 
 
 @compiled
-def _read(
-    image: F32, taken: F32, noise: F32, settings: F32, index: INT, value: F32, out: tuple[F32, F32, F32]
-) -> int:
-    """S/N in place of the pixels' filtered ``value``, and light, noise and photons into ``out``; those that do not stand
-    out of the light taken off are dropped, how many are left is returned."""
+def _read(image: F32, taken: F32, noise: F32, settings: F32, index: INT, value: F32, out: tuple[F32, F32, F32]) -> int:
+    """S/N in place of the pixels' filtered ``value``, and light, noise and photons into ``out``; how many are left when
+    those that do not stand out of the light taken off are dropped."""
     threshold, inverse_gain, part = settings[0], settings[1], settings[2]
     zero, n = np.float32(0), 0
     for p in range(len(index)):
@@ -150,8 +148,8 @@ def _read(
 def prominences(
     pixels: tuple[INT, F32, F32], scale: np.float32, mask: U16, bit: np.uint16, least: F32, marked: BOOL
 ) -> None:
-    """``scale`` times the noise of each pixel's own light in units of the noise into ``least``, and whether its ``mask``
-    (flat) has a bit; ``pixels`` are their index, light and photons."""
+    """``scale`` times the noise of each pixel's own light in units of the noise into ``least``, and whether its
+    ``mask`` (flat) has a bit; ``pixels`` are their index, light and photons."""
     index, light, photons = pixels
     zero, one = np.float32(0), np.float32(1)
     for p in range(len(index)):
@@ -161,7 +159,8 @@ def prominences(
 
 @compiled
 def lifted(image: F32, x: INT, y: INT, ring: tuple[INT, INT], level: F32, out: BOOL) -> None:
-    """Whether the median of the ring around each pixel (n,) is above its ``level``; beyond the image its edge counts."""
+    """Whether the median of the ring around each pixel (n,) is above its ``level``; beyond the image its edge
+    counts."""
     ny, nx = image.shape
     ring_x, ring_y = ring
     needed = len(ring_x) - len(ring_x) // 2

@@ -63,9 +63,7 @@ def mesh_samples(data: F32, mask: U16, box: int, bits: int, level: F32 | None = 
 
 
 @compiled
-def _pick(
-    data: F32, level: F32, add: bool, mask: U16, bits: np.uint16, places: tuple[INT, INT], out: F32
-) -> None:
+def _pick(data: F32, level: F32, add: bool, mask: U16, bits: np.uint16, places: tuple[INT, INT], out: F32) -> None:
     rows, columns = places
     nothing = np.float32(np.nan)
     for i in range(len(rows)):
@@ -106,7 +104,7 @@ class _Sums(NamedTuple):
     """Of a histogram, up to each of its edges (BINS + 1,): pixels, and sums of their places and these squared, in bins
     from its middle."""
 
-    count: F64
+    pixels: F64
     first: F64
     second: F64
 
@@ -120,13 +118,13 @@ def _fill(samples: F32, middle: float, width: float, counts: NDArray[np.int32], 
         place = min(max((samples[i] - low) * scale, np.float32(0)), top)
         # The last bin takes what is no number.
         counts[int(place) if samples[i] == samples[i] else BINS] += 1
-    out.count[0] = out.first[0] = out.second[0] = 0.0
+    out.pixels[0] = out.first[0] = out.second[0] = 0.0
     for k in range(BINS):
         n, place = float(counts[k]), k + 0.5 - BELOW * STEPS
-        out.count[k + 1] = out.count[k] + n
+        out.pixels[k + 1] = out.pixels[k] + n
         out.first[k + 1] = out.first[k] + n * place
         out.second[k + 1] = out.second[k] + n * (place * place + 1 / 12)
-    return len(samples) - counts[BINS]
+    return len(samples) - int(counts[BINS])
 
 
 @inner
@@ -135,9 +133,9 @@ def _until(sums: _Sums, place: float) -> tuple[float, float, float]:
     edge = min(max(place + BELOW * STEPS, 0.0), float(BINS))
     k = min(int(edge), BINS - 1)
     part, low = edge - k, k - BELOW * STEPS
-    n = (sums.count[k + 1] - sums.count[k]) * part
+    n = (sums.pixels[k + 1] - sums.pixels[k]) * part
     mean = low + 0.5 * part
-    return sums.count[k] + n, sums.first[k] + n * mean, sums.second[k] + n * (mean * mean + part * part / 12)
+    return sums.pixels[k] + n, sums.first[k] + n * mean, sums.second[k] + n * (mean * mean + part * part / 12)
 
 
 @inner
@@ -146,12 +144,12 @@ def _place(sums: _Sums, count: float) -> float:
     low, high = 0, BINS
     while high - low > 1:
         k = (low + high) // 2
-        if sums.count[k] <= count:
+        if sums.pixels[k] <= count:
             low = k
         else:
             high = k
-    inside = sums.count[low + 1] - sums.count[low]
-    return low - BELOW * STEPS + ((count - sums.count[low]) / inside if inside > 0 else 0.5)
+    inside = sums.pixels[low + 1] - sums.pixels[low]
+    return low - BELOW * STEPS + ((count - sums.pixels[low]) / inside if inside > 0 else 0.5)
 
 
 @compiled
@@ -186,8 +184,8 @@ def _clip(samples: F32, middle: F64, width: F64, least: int, out: F64) -> None:
 class _Pieces(NamedTuple):
     """A natural cubic spline through mesh centres, straight beyond the outermost, along an axis of n pixels.
 
-    ``start`` (n_pieces + 1,): first pixel of each piece; ``first`` its offset from the piece's anchor in meshes, ``step``
-    that of a pixel; ``cubic`` (n_pieces, 4, meshes): its coefficients from the meshes' values.
+    ``start`` (n_pieces + 1,): first pixel of each piece; ``first`` its offset from the piece's anchor in meshes,
+    ``step`` that of a pixel; ``cubic`` (n_pieces, 4, meshes): its coefficients from the meshes' values.
     """
 
     start: INT

@@ -197,7 +197,7 @@ def light_moved(sources: Sources, s: int, old: tuple[float, float, float]) -> fl
     """Light (DN) that is elsewhere than before, where x, y and flux were ``old``; a whole px moves all."""
     x, y, flux = old
     shift = math.hypot(sources.x[s] - x, sources.y[s] - y)
-    return abs(sources.flux[s] - flux) + max(abs(flux), abs(sources.flux[s])) * shift
+    return float(abs(sources.flux[s] - flux) + max(abs(flux), abs(sources.flux[s])) * shift)
 
 
 @inner

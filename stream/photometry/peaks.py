@@ -109,9 +109,7 @@ def _roots(pointer: INT) -> None:
 
 
 @inner
-def _fill_row(
-    pixel: INT, value: F32, number: INT, span: tuple[int, int, int], values: F32, numbers: INT32
-) -> int:
+def _fill_row(pixel: INT, value: F32, number: INT, span: tuple[int, int, int], values: F32, numbers: INT32) -> int:
     """Value and number of the listed pixels of a row into ``values`` and ``numbers`` (nx + 2,), whose first column is
     beside the image. ``span``: the list's position to begin with, row, nx. Returns the next position."""
     i, shift, limit = span[0], span[1] * span[2] - 1, (span[1] + 1) * span[2]
@@ -171,9 +169,7 @@ def _climb(pixel: INT, value: F32, nx: int, best: INT) -> None:
     while begin < len(pixel):
         after = _fill_row(pixel, value, place, (end, row + 1, nx), values[low], numbers[low])
         if end > begin:
-            _highest(
-                (values[top], values[middle], values[low]), (numbers[top], numbers[middle], numbers[low]), highest
-            )
+            _highest((values[top], values[middle], values[low]), (numbers[top], numbers[middle], numbers[low]), highest)
             for i in range(begin, end):
                 best[i] = highest[pixel[i] - row * nx]
         for i in range(before, begin):

@@ -28,7 +28,8 @@ BOOL = NDArray[np.bool_]
 NEIGHBOUR_REACH = 15.0
 # Turns in which everybody is fitted; a pair one FWHM apart settles to a per cent.
 ROUNDS = 3
-# Beyond four FWHM a source fainter than this (sigma of the sky in its peak pixel) has nothing above a fifth of the noise.
+# Beyond its near window a source fainter than this (sigma of the sky in its peak pixel) has nothing above a fifth of
+# the noise.
 BRIGHT_PEAK = 100.0
 SMALL_MARGIN = 4  # px that the model of a faint source is wider than the fitted window: a place may move by 1.5
 # In a crowd faint sources take the PSF of the middle of their cell of so many px: another flux by 0.05 % at most of
