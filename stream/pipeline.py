@@ -273,7 +273,7 @@ def measure_science(
             astrometry = refine(astrometry, sources, gaia, e.jd_mid, shape, psf.fwhm, frames.distortion, lifted)
         places = astrometry.sky_of(sources["x"], sources["y"])
         if gaia is not None and lifted is not None:
-            places = own_colours(*places, gaia, astrometry.refraction, lifted.zenith)
+            places = own_colours(*places, gaia, astrometry.refraction, lifted.zenith, astrometry.colour)
         sources["ra"], sources["dec"] = places
     infobits |= astrometry.infobits
     # The cloud rules count the calibrators of a whole quadrant; a header's number is of one, ours of what we see.

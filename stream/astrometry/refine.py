@@ -18,7 +18,7 @@ from stream.astrometry.epoch import position_errors, propagate
 from stream.astrometry.fit import Fit
 from stream.astrometry.lists import FLOOR_PX, MIN_FIT_SNR, Stars, spread_order, usable_stars
 from stream.astrometry.match import nearest_pairs
-from stream.astrometry.refraction import Refraction, bluer, colour_sigma, fit_shift
+from stream.astrometry.refraction import MEAN_COLOUR, Refraction, bluer, colour_of, fit_shift
 from stream.astrometry.solution import Pairs, tie
 from stream.astrometry.tpv import project, sky_positions
 from stream.core.displacement import Trend, fit_displacement
@@ -68,8 +68,8 @@ def refine(
     Returns
     -------
     Astrometry
-        With ``displacement``, ``centroid``, ``refraction`` and ``colour_sigma``; ``first`` itself where fewer than
-        ``MIN_PAIRS`` pair.
+        With ``displacement``, ``centroid``, ``refraction``, ``colour`` and ``colour_sigma``; ``first`` itself where
+        fewer than ``MIN_PAIRS`` pair.
     """
     stars = usable_stars(sources, shape, MIN_FIT_SNR)
     if len(stars) > MAX_STARS:
@@ -94,26 +94,28 @@ def _once(
     refraction: Refraction | None,
 ) -> Astrometry:
     centre, linear = _linear_part(first)
-    pairs, j = _pair(first, stars, gaia, jd_mid, shape, fwhm)
+    pairs, j, here = _pair(first, stars, gaia, jd_mid, shape, fwhm)
     if len(j) < MIN_PAIRS:
         return first
-    shift, unknown = math.nan, (0.0, 0.0)
+    shift, colour, unknown = math.nan, MEAN_COLOUR, (0.0, 0.0)
     if refraction is not None:
-        blue = bluer(gaia["bp_rp"][j])
+        colour, spread = colour_of(gaia["bp_rp"][here])
+        blue = bluer(gaia["bp_rp"][j], colour)
         shift = _fitted_shift(pairs, linear, blue, refraction)
-        unknown = colour_sigma(gaia["bp_rp"][j], shift, refraction.zenith)
+        unknown = abs(shift * refraction.zenith[0]) * spread, abs(shift * refraction.zenith[1]) * spread
         lifted = shift / 3600.0 * blue[:, None] * np.array(refraction.zenith)
         dec = pairs.dec + lifted[:, 1]
         pairs = replace(pairs, ra=pairs.ra + lifted[:, 0] / np.cos(np.radians(dec)), dec=dec)
     # In moving air the brightest stars are no better than others.
     solution, fit = tie(replace(pairs, sigma=np.hypot(pairs.sigma, FLOOR_PX)), centre, linear, shape, known)
-    return _with_air(replace(solution, refraction=shift, colour_sigma=unknown), pairs, fit, shape, fwhm, known)
+    solution = replace(solution, refraction=shift, colour=colour, colour_sigma=unknown)
+    return _with_air(solution, pairs, fit, shape, fwhm, known)
 
 
 def _pair(
     first: Astrometry, stars: Stars, gaia: Table, jd_mid: float, shape: tuple[int, int], fwhm: float
-) -> tuple[Pairs, I64]:
-    """Stars and their entries, and which entries those are."""
+) -> tuple[Pairs, I64, I64]:
+    """Stars and their entries; which entries those are, and which are on the image at all."""
     ny, nx = shape
     centre, linear = _linear_part(first)
     back = np.linalg.inv(linear).T
@@ -133,11 +135,13 @@ def _pair(
         i, j = np.zeros(0, np.int64), np.zeros(0, np.int64)
     else:
         i, j, _ = nearest_pairs(predicted, cKDTree(places, balanced_tree=False, compact_nodes=False), radius)
-    inside = int(np.count_nonzero((np.abs(places) <= np.array([nx, ny]) / 2).all(axis=1)))
+    inside = (np.abs(places) <= np.array([nx, ny]) / 2).all(axis=1)
     sigma = np.hypot(BEST_PX, CENTROID_FWHM * fwhm / stars.snr[i])
     sigma = np.hypot(sigma, position_errors(gaia[entries[j]], jd_mid) / scale)
     before = places[j] - predicted[i]
-    return Pairs(stars.p[i], ra[j], dec[j], sigma, before, len(stars), inside, first.log_chance), entries[j]
+    count = int(np.count_nonzero(inside))
+    pairs = Pairs(stars.p[i], ra[j], dec[j], sigma, before, len(stars), count, first.log_chance)
+    return pairs, entries[j], entries[inside]
 
 
 def _fitted_shift(pairs: Pairs, linear: F64, blue: F64, expected: Refraction) -> float:

@@ -26,9 +26,10 @@ LATITUDE, LONGITUDE = 33.36, -116.86
 # band's effective wavelength.
 SHIFT = {1: 0.040, 2: 0.008, 3: 0.003}
 UNCERTAINTY = 0.5  # of that, relative: spectra are no function of one colour
-# The stars' colour to which a WCS belongs: BP-RP of a star of g-r 0.6, the middle of most fields.
+# The colour to which a WCS belongs where too few stars of the image tell theirs: BP-RP of a star of g-r 0.6.
 MEAN_COLOUR = 1.1
-COLOUR_SPREAD = 0.6  # r.m.s. of stars' BP-RP about it, where no star's colour tells
+COLOUR_SPREAD = 0.6  # r.m.s. of stars' BP-RP about it
+MIN_COLOURS = 20  # entries on an image whose mean colour is its own, to 0.1 mag: 3 mas in g
 MATCH_RADIUS = 1.0  # arcsec: a catalogue star's motion since 2016 and a faint source's error; crowds are farther apart
 LEAST_SHIFT = 0.012  # arcsec a mag: below it stars' colours move their places by 5 mas at most, which nobody pays for
 COLOURS = (-0.5, 3.5)  # beyond, a colour is counted as at the end: so red a star is no straight line
@@ -62,20 +63,21 @@ def expected_refraction(exposure: Exposure, ra: float, dec: float) -> Refraction
     return Refraction((east / horizontal, north / horizontal), shift, UNCERTAINTY * shift)
 
 
-def bluer(colour: F64) -> F64:
-    """Magnitudes by which stars are bluer than ``MEAN_COLOUR``; 0 where the colour is not known."""
-    return np.asarray(np.nan_to_num(MEAN_COLOUR - np.clip(colour.astype(float), *COLOURS), nan=0.0))
+def bluer(colour: F64, than: float) -> F64:
+    """Magnitudes of BP-RP by which stars are bluer; 0 where the colour is not known."""
+    return np.asarray(np.nan_to_num(than - np.clip(colour.astype(float), *COLOURS), nan=0.0))
 
 
-def colour_sigma(colour: F64, shift: float, zenith: tuple[float, float]) -> tuple[float, float]:
-    """Error (arcsec, along east and north) that refraction makes in the place of a star of unknown colour.
+def colour_of(colours: F64) -> tuple[float, float]:
+    """Colour (BP-RP) to which an image's WCS belongs, and the r.m.s. of its stars about it.
 
-    The r.m.s. of the image's stars (``colour``, BP-RP, NaN: not known) about ``MEAN_COLOUR``, not about their own mean:
-    to that colour the WCS belongs. ``shift`` is arcsec a mag bluer.
+    ``colours`` are those of every catalogue entry on the image, not of the stars that are bright enough to be fitted:
+    bright ones are bluer, so that the places of all others would be off by 5 to 10 mas in g. NaN: not known.
     """
-    known = colour[np.isfinite(colour)]
-    spread = math.sqrt(float(np.mean(bluer(known) ** 2))) if len(known) else COLOUR_SPREAD
-    return abs(shift * zenith[0]) * spread, abs(shift * zenith[1]) * spread
+    known = np.clip(colours[np.isfinite(colours)].astype(float), *COLOURS)
+    if len(known) < MIN_COLOURS:
+        return MEAN_COLOUR, COLOUR_SPREAD
+    return float(known.mean()), float(known.std())
 
 
 def fit_shift(along: F64, sigma: F64, blue: F64, expected: Refraction) -> float:
@@ -88,17 +90,21 @@ def fit_shift(along: F64, sigma: F64, blue: F64, expected: Refraction) -> float:
     return top / (float(np.sum(weight * lever**2)) + prior)
 
 
-def own_colours(ra: F64, dec: F64, gaia: Table, shift: float, zenith: tuple[float, float]) -> tuple[F64, F64]:
+def own_colours(
+    ra: F64, dec: F64, gaia: Table, shift: float, zenith: tuple[float, float], colour: float
+) -> tuple[F64, F64]:
     """Sky places (deg) of sources with the refraction of their own colours taken off, as far as Gaia knows them.
 
     Parameters
     ----------
     ra, dec : ndarray, (n,)
-        As for a star of ``MEAN_COLOUR`` (deg); NaN stays.
+        As for a star of ``colour`` (deg); NaN stays.
     gaia : structured array, GAIA_DTYPE
     shift : float
         arcsec a mag bluer; not finite or less than ``LEAST_SHIFT``: the places come back as they are.
     zenith : (east, north)
+    colour : float
+        BP-RP to which the places belong.
 
     Returns
     -------
@@ -118,7 +124,7 @@ def own_colours(ra: F64, dec: F64, gaia: Table, shift: float, zenith: tuple[floa
     distance, row = tree.query(unit_vectors(ra[here], dec[here]), distance_upper_bound=chord(MATCH_RADIUS))
     found = np.isfinite(distance)
     moved = here[found]
-    lift = shift / 3600.0 * bluer(gaia["bp_rp"][known[row[found]]])
+    lift = shift / 3600.0 * bluer(gaia["bp_rp"][known[row[found]]], colour)
     out_ra, out_dec = ra.copy(), dec.copy()
     out_dec[moved] -= lift * zenith[1]
     out_ra[moved] -= lift * zenith[0] / np.cos(np.radians(dec[moved]))

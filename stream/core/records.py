@@ -212,9 +212,9 @@ class Astrometry:
     ``displacement`` is what the air left beyond the WCS: (dx, dy) to add to a pixel place before it goes through the
     WCS (``stream.astrometry.sky_of``, ``pixel_of``, ``position_sigma`` do). ``centroid`` are the errors (px, an axis)
     of a star's place at S/N 1, falling with S/N, and that which no S/N buys. ``refraction`` is how far (arcsec) a star
-    bluer by a mag of BP-RP is lifted to the zenith. ``colour_sigma`` is the error (arcsec, along x and y) of the place
-    of a star whose colour isn't known: the sky places are those of a star of ``refraction.MEAN_COLOUR``. None or NaN:
-    not measured.
+    bluer by a mag of BP-RP is lifted to the zenith. ``colour`` is the BP-RP to which sky places belong, the mean of the
+    image's stars, ``colour_sigma`` the error (arcsec, along x and y) of the place of a star whose own isn't known. None
+    or NaN: not measured.
     """
 
     wcs: WCS
@@ -228,6 +228,7 @@ class Astrometry:
     displacement: Displacement | None = None
     centroid: tuple[float, float] = (float("nan"), float("nan"))
     refraction: float = float("nan")
+    colour: float = 1.1
     colour_sigma: tuple[float, float] = (0.0, 0.0)
 
     def sky_of(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -217,7 +217,7 @@ def test_the_airs_displacement_comes_back(store: ProductStore) -> None:
     planes = rng.normal(0, 0.1, (4, 7, 6)).astype(np.float32)
     field = Displacement(*planes, result.science.data.shape, (0.02, 0.03), 800.0, 0.01, 1.2, 900)
     astrometry = replace(result.science.astrometry, displacement=field, centroid=(1.5, 0.01), refraction=0.02,
-                         colour_sigma=(0.003, 0.004))  # fmt: skip
+                         colour=1.42, colour_sigma=(0.003, 0.004))  # fmt: skip
     write_products(store, replace(result, science=replace(result.science, astrometry=astrometry)))
     back = read_science_product(store, result.quadrant.name).astrometry
     assert back.displacement is not None
@@ -225,7 +225,7 @@ def test_the_airs_displacement_comes_back(store: ProductStore) -> None:
         np.testing.assert_array_equal(getattr(back.displacement, name), getattr(field, name))
     same = ("shape", "spread", "length", "floor", "noise_scale", "n_stars")
     assert [getattr(back.displacement, name) for name in same] == [getattr(field, name) for name in same]
-    for name in ("centroid", "refraction", "colour_sigma"):
+    for name in ("centroid", "refraction", "colour", "colour_sigma"):
         assert getattr(back, name) == getattr(astrometry, name)
 
 
