@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -107,13 +108,13 @@ def extract_all(
     columns = _columns(science, reference, difference, m)
     extras = _extra_columns(science, m)
     common = _common(science, reference, difference)
-    reasons, records = [], []
-    for i in range(len(m)):
-        fields = {name: columns[name][i] if name in columns else common[name] for name in CANDIDATE_FIELDS}
-        extra = {name: extras[name][i] for name in EXTRA_FIELDS}
-        unusable = not m.weight[i] >= MIN_WEIGHT
-        reasons.append("unusable" if unusable else _judge(fields, extra, profile))
-        records.append(Candidate(fields, extra, reasons[-1]))
+    all_fields = zip(*(columns.get(name, repeat(common[name])) for name in CANDIDATE_FIELDS), strict=False)
+    all_extras = zip(*(extras[name] for name in EXTRA_FIELDS), strict=True)
+    usable = (m.weight >= MIN_WEIGHT).tolist()
+    records = []
+    for one, other, ok in zip(all_fields, all_extras, usable, strict=True):
+        fields, extra = dict(zip(CANDIDATE_FIELDS, one, strict=True)), dict(zip(EXTRA_FIELDS, other, strict=True))
+        records.append(Candidate(fields, extra, _judge(fields, extra, profile) if ok else "unusable"))
     _number(science, m, records, settings.version)
     _cut_out(science, difference, m, records, settings.stamp_size)
     order = sorted(range(len(m)), key=lambda i: (m.sign[i] < 0, records[i].fields["tblid"]))
@@ -262,7 +263,9 @@ def _nearest_reference(reference: Reference, ra: F64, dec: F64, scale: float) ->
     placed = np.isfinite(ra) & np.isfinite(dec)
     distance, index = np.full(len(ra), np.nan), np.zeros(len(ra), int)
     if len(sources) and placed.any():
-        tree = cKDTree(unit_vectors(sources["ra"], sources["dec"]))
+        # Quick to make: it is asked a thousand times, not a million.
+        places = unit_vectors(sources["ra"], sources["dec"])
+        tree = cKDTree(places, balanced_tree=False, compact_nodes=False)
         chord, found = tree.query(unit_vectors(ra[placed], dec[placed]))
         distance[placed] = np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1))) * 3600.0
         index[placed] = found

@@ -28,9 +28,10 @@ def aperture_weights(dx: F64, dy: F64, radius: float, size: int) -> F32:
     The edge is a ramp one pixel wide: within 0.3 % of the exact overlap in area for radii above 3 px.
     """
     offsets = np.arange(size) - size // 2
-    r = np.hypot(offsets - dx[:, None, None], (offsets[:, None] - dy[:, None, None]))
-    weights: F32 = np.clip(radius + 0.5 - r, 0.0, 1.0).astype(np.float32)
-    return weights
+    x, y = ((offsets - d[:, None]).astype(np.float32) for d in (dx, dy))
+    weights: F32 = np.sqrt(x[:, None, :] ** 2 + y[:, :, None] ** 2)
+    np.subtract(np.float32(radius + 0.5), weights, out=weights)
+    return np.clip(weights, np.float32(0), np.float32(1), out=weights)
 
 
 def aperture_flux(data: F32, variance: F32, sky_variance: F64, dx: F64, dy: F64, radius: float) -> tuple[F64, F64]:

@@ -32,9 +32,17 @@ def gather(image: NDArray[Any], x: I64, y: I64, half: int, fill: float = np.nan)
     ndarray, (n, side, side)
         A copy, of the image's dtype.
     """
-    offsets = np.arange(-half, half + 1)
-    rows, columns = y[:, None] + offsets, x[:, None] + offsets
-    return gather_at(image, columns[:, None, :], rows[:, :, None], fill)
+    ny, nx = image.shape
+    side, offsets = 2 * half + 1, np.arange(-half, half + 1)
+    inside = (x >= half) & (y >= half) & (x < nx - half) & (y < ny - half)
+    if not inside.any():
+        return gather_at(image, x[:, None, None] + offsets, y[:, None, None] + offsets[:, None], fill)
+    # Row by row, where pixel by pixel would ask of each whether it is inside.
+    windows = np.lib.stride_tricks.sliding_window_view(image, (side, side))
+    stamps = windows[np.where(inside, y - half, 0), np.where(inside, x - half, 0)]
+    for k in np.flatnonzero(~inside).tolist():
+        stamps[k] = gather_at(image, x[k] + offsets, y[k] + offsets[:, None], fill)
+    return stamps
 
 
 def gather_at(image: NDArray[Any], x: I64, y: I64, fill: float = np.nan) -> NDArray[Any]:
