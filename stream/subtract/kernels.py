@@ -40,7 +40,7 @@ NODES = 5  # places a side at which PSFs are compared: their differences are cub
 DEGREE = 3  # of the polynomials c_j: PSF models are of degree 2, their normalised product a little more
 MAX_COMPONENTS = 4
 TOLERANCE = 1.2e-3  # of P_D's norm, r.m.s. over the places: what of the PSFs' variation is left in, at least
-MOST_TOLERANCE = 5e-3  # the same where no bright star is left to suffer from it
+MOST_TOLERANCE = 1e-2  # the same where no bright star is left to suffer from it
 LEFT_SIGMA = 0.25  # what the brightest star may leave, of the noise
 # Frequencies at which both PSFs are below 1e-7 carry rounding errors only; the floor keeps them from being divided up.
 _FLOOR = 1e-14
