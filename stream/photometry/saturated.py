@@ -154,7 +154,8 @@ def _fit(image: F32, bad: B1, psf: PsfModel, start: tuple[F64, F64], noise: tupl
     grids = _grids(psf, list(zip(x0.tolist(), y0.tolist(), strict=True)))
     x, y, flux = x0.copy(), y0.copy(), np.zeros(n)
     for turn in range(-_ROUGH, _STEPS):
-        p, px, py = read_gradients(grids, x - ix, y - iy, FIT_SIZE, psf.oversample)
+        if turn == -_ROUGH or turn > 0:  # the first ones leave the place where it was
+            p, px, py = read_gradients(grids, x - ix, y - iy, FIT_SIZE, psf.oversample)
         scale = flux.astype(np.float32)[:, None, None]
         light = scale * np.maximum(p, 0)
         weight = usable / (noise[0] + light / np.float32(noise[1]) + (np.float32(MODEL_ERROR) * light) ** 2)
