@@ -38,7 +38,7 @@ _SEEN = 30.0  # S/N in the science image from which a star's own place can matte
 _SAME = 0.5  # px between a model's place and the source that it is
 _STAR = 0.3  # |sharp| of what is a star: the place of a galaxy depends on the seeing
 _ODD = 4.0  # sigma: a place that differs more has another reason than the air (a blend, something new beside the star)
-_TURNS = 4  # of the inversion of a map; each takes a factor of the map's bend, some 1e-3
+_TURNS = 3  # of the inversion of a map; each takes a factor of the map's bend, some 1e-3
 
 
 def modelled_stars(sources: Table, full: NDArray[np.bool_], saturated: F64) -> tuple[F64, float]:
