@@ -20,6 +20,8 @@ from stream.photometry.measure import (
 from stream.photometry.psf import build_psf
 from stream.photometry.quality import catalog_maglim, maglim, noise_area, photometric_infobits
 from stream.photometry.saturated import (
+    FADING,
+    FADING_STEPS,
     Star,
     add_stars,
     bright_stars,
@@ -35,6 +37,8 @@ from stream.photometry.zeropoint import calibrator_residuals, fit_zeropoint, mat
 
 __all__ = [
     "CLEAR",
+    "FADING",
+    "FADING_STEPS",
     "STAR_BAD_BITS",
     "ApertureCorrections",
     "Fit",

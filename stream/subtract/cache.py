@@ -65,7 +65,7 @@ def make_cache(reference: Reference, config: MatchConfig | None = None) -> Refer
     sigma = reference.unc.copy()
     np.copyto(sigma, np.float32(notes.typical), where=~np.isfinite(sigma))
     pixels = reference.data.copy()
-    subtract_stars(pixels, reference.psf, [Star(*row) for row in notes.stars.tolist()])
+    subtract_stars(pixels, reference.psf, [Star(*row) for row in notes.stars.tolist()], faded=True)
     pixels[plateau] = 0
     models, left = modelled_stars(reference.sources, plateau, notes.stars)
     paint(pixels, reference.psf, models[:, 0], models[:, 1], -models[:, 2])

@@ -25,7 +25,7 @@ from stream.core.pixelmap import PixelMap
 from stream.core.psf import STAMP, PsfModel
 from stream.core.psfread import PsfTable, psf_table, psf_work, read_values
 from stream.core.records import F32, Table
-from stream.photometry import STAR_BAD_BITS
+from stream.photometry import FADING, FADING_STEPS, STAR_BAD_BITS
 
 F64 = NDArray[np.float64]
 
@@ -145,7 +145,10 @@ def own_places(
 
 
 def paint(image: F32, psf: PsfModel, x: F64, y: F64, flux: F64, where: tuple[F64, F64] | None = None) -> None:
-    """Add stars (n,), cut at 25 x 25 px, in place; ``where``: in its own frame, the places at which the PSF is read."""
+    """Add stars (n,), faded out at 12 px (``FADING``), in place.
+
+    ``where``: in its own frame, the places at which the PSF is read.
+    """
     ny, nx = image.shape
     reach = STAMP // 2 + 1
     inside = np.isfinite(x) & np.isfinite(y) & np.isfinite(flux)
@@ -155,11 +158,13 @@ def paint(image: F32, psf: PsfModel, x: F64, y: F64, flux: F64, where: tuple[F64
     psf_ny, psf_nx = psf.shape
     weights = psf.coefficients(np.clip(own_x[inside], 0, psf_nx - 1), np.clip(own_y[inside], 0, psf_ny - 1))
     weights = np.ascontiguousarray(weights * flux[inside, None], np.float32)
-    _paint(image, weights, np.ascontiguousarray(x[inside]), np.ascontiguousarray(y[inside]), psf_table(psf, STAMP))
+    _paint(
+        image, weights, np.ascontiguousarray(x[inside]), np.ascontiguousarray(y[inside]), psf_table(psf, STAMP), FADING
+    )
 
 
 @compiled
-def _paint(image: F32, weights: F32, xs: F64, ys: F64, table: PsfTable) -> None:
+def _paint(image: F32, weights: F32, xs: F64, ys: F64, table: PsfTable, fading: F32) -> None:
     """Add stars whose PSFs are ``weights`` (n, n_terms) of the table's terms."""
     ny, nx = image.shape
     half = STAMP // 2
@@ -170,5 +175,6 @@ def _paint(image: F32, weights: F32, xs: F64, ys: F64, table: PsfTable) -> None:
         left, right = max(ix - half, 0), min(ix + half + 1, nx)
         for y in range(max(iy - half, 0), min(iy + half + 1, ny)):
             target, light = image[y, left:right], stamp[y - iy + half, left - ix + half :]
+            down, first = (y - ys[k]) ** 2, left - xs[k]
             for i in range(len(target)):
-                target[i] += light[i]
+                target[i] += light[i] * fading[int(FADING_STEPS * (down + (first + i) ** 2))]

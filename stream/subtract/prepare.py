@@ -68,7 +68,7 @@ def prepare(
     new, new_variance = _science_pixels(science)
     pairs, alone, models = _saturated_pairs(science, reference, cache, pixel_map, (new, mask))
     own, theirs = [star for star, _ in pairs], [star for _, star in pairs]
-    subtract_stars(new, science.psf, own)
+    subtract_stars(new, science.psf, own, faded=True)
     here = places_on(pixel_map, models[:, 0], models[:, 1])
     flux = match.scale_at(*here, shape) * models[:, 2]
     widths = science.seeing, reference.psf.fwhm
@@ -148,9 +148,9 @@ def _saturated_pairs(
         return pairs, cache.pixels, models
     alone = cache.pixels.copy()
     if more:
-        subtract_stars(alone, reference.psf, [star for star in more if star is not None])
+        subtract_stars(alone, reference.psf, [star for star in more if star is not None], faded=True)
         alone[cache.full] = 0  # a plateau minus a star is a hole
-    add_stars(alone, reference.psf, [(star.x, star.y) for star in lonely], lonely)
+    add_stars(alone, reference.psf, [(star.x, star.y) for star in lonely], lonely, faded=True)
     if lonely:  # what comes back on a plateau is no more than it was
         alone[cache.full] = np.minimum(alone[cache.full], np.float32(reference.saturate))
     return pairs, alone, models
@@ -177,7 +177,7 @@ def _template(light: F32, reference: Reference, mask: U16, stars: tuple[list[Sta
     x, y = np.array([(a.x, a.y) for a in own], float).reshape(-1, 2).T
     scales = match.scale_at(x, y, (light.shape[0], light.shape[1]))
     here = [Star(a.x, a.y, k * b.flux) for a, b, k in zip(own, theirs, scales.tolist(), strict=True)]
-    add_stars(template, reference.psf, [(b.x, b.y) for b in theirs], here)
+    add_stars(template, reference.psf, [(b.x, b.y) for b in theirs], here, faded=True)
     if np.isfinite(reference.saturate):
         full = np.flatnonzero(mask & np.uint16(Mask.SATURATED))
         flat = template.reshape(-1)

@@ -106,6 +106,19 @@ def test_pieces_of_a_star_are_one(clipped) -> None:  # type: ignore[no-untyped-d
     assert len(none[0]) == len(none[1]) == 0
 
 
+def test_a_faded_model_ends_without_a_step(psf: PsfModel) -> None:
+    whole, faded = np.zeros((2, 61, 61), np.float32)
+    star = [Star(30.3, 29.8, 1e6)]
+    add_stars(whole, psf, [(30.3, 29.8)], star)
+    add_stars(faded, psf, [(30.3, 29.8)], star, faded=True)
+    r = np.hypot(np.arange(61) - 30.3, (np.arange(61) - 29.8)[:, None])
+    np.testing.assert_array_equal(faded[r < 6.9], whole[r < 6.9])
+    assert not faded[r > 12.1].any()
+    assert whole[(r > 9) & (r < 10)].sum() == pytest.approx(2 * faded[(r > 9) & (r < 10)].sum(), rel=0.15)
+    subtract_stars(faded, psf, star, faded=True)
+    assert np.abs(faded).max() < 1e-6 * whole.max()
+
+
 def test_bright_stars_are_clean_and_bright(psf: PsfModel) -> None:
     table = np.zeros(5, SOURCE_DTYPE)
     table["x"], table["y"] = [10, 20, 30, np.nan, 50], [10, 20, 30, 40, 50]

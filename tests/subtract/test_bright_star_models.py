@@ -30,7 +30,11 @@ def test_painted_stars_are_those_of_the_psf_model(psf: PsfModel) -> None:
     paint(seen, psf, np.append(x, np.nan), np.append(y, 5.0), np.append(flux, 1e9))
     inside = (x > 0) & (y > 0) & (x < SHAPE[1] - 1) & (y < SHAPE[0] - 1)
     x, y, flux = x[inside], y[inside], flux[inside].astype(np.float32)
-    add_stamps(expected, *nearest_pixels(x, y), psf.stamps(x, y) * flux[:, None, None])
+    ix, iy = nearest_pixels(x, y)
+    step = np.arange(-12, 13)
+    r = np.hypot(step[None, :] - (x - ix)[:, None, None], step[:, None] - (y - iy)[:, None, None])
+    fading = np.cos(0.5 * np.pi * np.clip((r - 7) / 5, 0, 1)) ** 2
+    add_stamps(expected, ix, iy, (psf.stamps(x, y) * flux[:, None, None] * fading).astype(np.float32))
     inner = np.s_[14:-14, 14:-14]  # stars beyond the image, whose PSF is that of its edge, reach this far
     assert np.abs(seen - expected)[inner].max() < 1e-5 * 1e5 * psf.stamp(100, 100).max()
     assert seen[0].any()
