@@ -259,12 +259,12 @@ def _nearest_reference(reference: Reference, ra: F64, dec: F64, scale: float) ->
     """
     sources = reference.sources
     known = np.isfinite(sources["ra"]) & np.isfinite(sources["dec"]) if len(sources) else np.zeros(0, bool)
-    sources = sources[known]
+    rows = np.flatnonzero(known)  # not the table without the others: most of it is never asked for
     placed = np.isfinite(ra) & np.isfinite(dec)
     distance, index = np.full(len(ra), np.nan), np.zeros(len(ra), int)
-    if len(sources) and placed.any():
+    if len(rows) and placed.any():
         # Quick to make: it is asked a thousand times, not a million.
-        places = unit_vectors(sources["ra"], sources["dec"])
+        places = unit_vectors(sources["ra"][rows], sources["dec"][rows])
         tree = cKDTree(places, balanced_tree=False, compact_nodes=False)
         chord, found = tree.query(unit_vectors(ra[placed], dec[placed]))
         distance[placed] = np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1))) * 3600.0
@@ -275,7 +275,7 @@ def _nearest_reference(reference: Reference, ra: F64, dec: F64, scale: float) ->
         names = ("distnr", "magnr", "sigmagnr", "chinr", "sharpnr")
         own = {"ranr": _floats(ra % 360.0, np.float64), "decnr": _floats(dec, np.float64)}
         return {**own, **dict.fromkeys(names, empty)}
-    matched = sources[index]
+    matched = sources[rows[index]]
     magnr, sigmagnr = _magnitude(matched["flux"], matched["sigflux"], reference.magzp)
 
     def only_near(values: ArrayLike) -> list[float | None]:

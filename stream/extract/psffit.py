@@ -24,6 +24,7 @@ B1 = NDArray[np.bool_]
 PLACES = 8
 _ITERATIONS = 5
 _MAX_STEP = 0.5  # px a step, keeps a faint fit from jumping to a neighbour
+_SETTLED = 2e-3  # px: what moved less is at its place, to a hundredth of any error
 MAX_SHIFT = 1.5  # px from the peak; a fit that wanders further is not of this peak
 # Less than this share of the PSF's weight on usable pixels: the flux would be the model's, not the data's.
 MIN_WEIGHT = 0.7
@@ -43,6 +44,10 @@ class Psfs:
         reach = ((size + _STRAY) // 2 + 1) * self.oversample + 2
         lost = max(m // 2 - reach, 0)
         return Psfs(np.ascontiguousarray(self.grids[:, lost : m - lost, lost : m - lost]), self.oversample)
+
+    def only(self, rows: NDArray[np.int64]) -> Psfs:
+        """Those of some places."""
+        return self if len(rows) == len(self.grids) else Psfs(self.grids[rows], self.oversample)
 
     def render(self, dx: F64, dy: F64, size: int) -> F32:
         """Unit-flux stamps (n, size, size), moved by (dx, dy) px from the middle pixel."""
@@ -117,9 +122,14 @@ def fit_psf(data: F32, variance: F32, good: B1, psfs: Psfs, dx0: F64, dy0: F64) 
     psfs = psfs.cut(size)
     clean = np.where(good, data, 0.0).astype(np.float32)
     dx, dy = dx0.copy(), dy0.copy()
+    moving = np.arange(len(dx))
     for _ in range(_ITERATIONS):
-        step_x, step_y = _newton_step(clean, good, psfs, dx, dy)
-        dx, dy = dx + step_x, dy + step_y
+        if not len(moving):
+            break
+        step_x, step_y = _newton_step(clean[moving], good[moving], psfs.only(moving), dx[moving], dy[moving])
+        dx[moving] += step_x
+        dy[moving] += step_y
+        moving = moving[np.hypot(step_x, step_y) > _SETTLED]
     lost = ~(np.hypot(dx - dx0, dy - dy0) <= MAX_SHIFT)
     dx, dy = np.where(lost, dx0, dx), np.where(lost, dy0, dy)
     model = psfs.render(dx, dy, size)
