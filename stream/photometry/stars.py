@@ -67,13 +67,11 @@ def select_stars(
     stamps = gather_stars(data, background, mask, detections, candidates)
     core = stamps.usable[:, STAMP // 2 - 3 : STAMP // 2 + 4, STAMP // 2 - 3 : STAMP // 2 + 4]
     whole = core.all(axis=(1, 2)) & (stamps.usable.mean(axis=(1, 2)) > 0.6)
-    stamps = stamps[whole]
     inner, outer = aperture_sums(stamps, (1.5, 5.0))
-    good = (inner > 0) & (outer > inner)
-    good[good] = _on_star_locus(inner[good], outer[good], stamps.x[good], stamps.y[good], data.shape)
-    stamps, outer = stamps[good], outer[good]
-    order = _spread(stamps.x, stamps.y, outer, data.shape, MAX_STARS)
-    return stamps[order], outer[order]
+    kept = np.flatnonzero(whole & (inner > 0) & (outer > inner))
+    kept = kept[_on_star_locus(inner[kept], outer[kept], stamps.x[kept], stamps.y[kept], data.shape)]
+    kept = kept[_spread(stamps.x[kept], stamps.y[kept], outer[kept], data.shape, MAX_STARS)]
+    return stamps[kept], outer[kept]
 
 
 def _clean_candidates(
@@ -159,9 +157,13 @@ def _on_star_locus(inner: F64, outer: F64, x: F64, y: F64, shape: tuple[int, ...
 
 def _spread(x: F64, y: F64, flux: F64, shape: tuple[int, ...], limit: int) -> NDArray[np.intp]:
     """At most ``limit`` stars: the brightest of every cell, then the second of every cell, and so on."""
-    cell = (y * CELLS / shape[0]).astype(int) * CELLS + (x * CELLS / shape[1]).astype(int)
-    by_cell = np.lexsort((-flux, cell))
-    first = np.searchsorted(cell[by_cell], cell[by_cell], side="left")
-    rank = np.arange(len(cell)) - first
+    cell = ((y * CELLS / shape[0]).astype(int) * CELLS + (x * CELLS / shape[1]).astype(int)).astype(np.uint8)
+    by_cell = np.argsort(-flux, kind="stable")
+    by_cell = by_cell[np.argsort(cell[by_cell], kind="stable")]
+    first = np.searchsorted(cell[by_cell], np.arange(CELLS * CELLS + 1))
+    rank = np.arange(len(cell)) - first[cell[by_cell]]
+    if len(rank) > limit:
+        few = rank <= np.partition(rank, limit)[limit]
+        by_cell, rank = by_cell[few], rank[few]
     order: NDArray[np.intp] = by_cell[np.lexsort((-flux[by_cell], rank))][:limit]
     return order
