@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
+from stream.core.compiled import compiled, inner
 from stream.photometry.pairs import close_pairs
 
 F64 = NDArray[np.float64]
@@ -67,19 +66,39 @@ def groups_of(x: F64, y: F64, rows: INT, fwhm: float) -> Groups:
 
 def _link(places: F64, reach: float) -> tuple[INT, INT]:
     """Pairs within reach and the group of each source (numbered by first members), none larger than MAX_GROUP."""
-    n = len(places)
     pairs = np.stack(close_pairs(places[:, 0], places[:, 1], reach), axis=1)
     distance = np.hypot(*(places[pairs[:, 0]] - places[pairs[:, 1]]).T)
+    label = np.empty(len(places), np.int64)
     while True:
-        links = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (n, n))
-        _, label = connected_components(links, directed=False)
+        _label(pairs, label)
         large = np.bincount(label)[label] > MAX_GROUP
         if not large.any():
-            break
+            return pairs, label
         reach *= 0.85
         kept = ~large[pairs[:, 0]] | (distance < reach)
         pairs, distance = pairs[kept], distance[kept]
-    _, first, label = np.unique(label, return_index=True, return_inverse=True)
-    rank = np.empty_like(first)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return pairs, rank[label]
+
+
+@inner
+def _root(parent: INT, i: int) -> int:
+    """The end of a chain, which becomes shorter."""
+    while parent[i] != i:
+        parent[i] = parent[parent[i]]
+        i = parent[i]
+    return i
+
+
+@compiled
+def _label(pairs: INT, label: INT) -> None:
+    """Number of each one's group of friends of friends, by first members, into ``label``."""
+    parent, count = np.arange(len(label)), 0
+    for q in range(len(pairs)):
+        a, b = _root(parent, pairs[q, 0]), _root(parent, pairs[q, 1])
+        parent[max(a, b)] = min(a, b)
+    for i in range(len(label)):
+        first = _root(parent, i)
+        if first == i:
+            label[i] = count
+            count += 1
+        else:
+            label[i] = label[first]
