@@ -48,7 +48,8 @@ _OFFSET = np.arange(STAMP * STAMP)
 _DX, _DY = _OFFSET % STAMP - STAMP // 2, _OFFSET // STAMP - STAMP // 2
 DISC = np.flatnonzero(np.hypot(_DX, _DY) < 12.5)
 DISC_X, DISC_Y = _DX[DISC], _DY[DISC]
-TURN_STARS = (30, 80, 1000)  # enough for the first, constant solution, and for the second that judges the stars
+# Enough for the first, constant solution (thirty are not in a sharp crowd), and for the second that judges the stars.
+TURN_STARS = (60, 100, 1000)
 FIT_SIZE = 11  # px, of the core from which single stars are fitted
 STRAY = 4  # px more than a window that a table of the PSF holds: a star may stray by 1.3 px from its middle pixel
 # A star whose residuals exceed the typical ones by this many robust sigma is a blend or a galaxy.
