@@ -87,8 +87,9 @@ def _clean_candidates(
     if np.isfinite(saturate):
         good &= detections["peak"] + sky < SATURATION_MARGIN * saturate
     good &= (detections["b"] > 0) & (detections["a"] < 2 * detections["b"])
-    snr = np.sort(detections["snr"][good])
-    lowest = np.clip(snr[-WANTED], LOWEST_SNR, MIN_SNR) if len(snr) >= WANTED else LOWEST_SNR
+    snr = detections["snr"][good]
+    wanted = np.partition(snr, -WANTED)[-WANTED] if len(snr) >= WANTED else LOWEST_SNR
+    lowest = np.clip(wanted, LOWEST_SNR, MIN_SNR)
     chosen: NDArray[np.intp] = np.flatnonzero(good & (detections["snr"] > lowest))
     return chosen
 
