@@ -36,7 +36,6 @@ from stream.simulate import NightPlan
 from stream.sky import import_catalog
 
 SLOW = {"photutils": 1}  # exposures of a field that a slow program gets
-SKIPPED = {"photutils": ("dense",)}  # an hour a frame there
 
 
 def prepare(folder: Path, name: str, workers: int, console: Console, plan: NightPlan | None = None) -> Path:
@@ -63,13 +62,12 @@ def prepare(folder: Path, name: str, workers: int, console: Console, plan: Night
 def units(field: Path, exposures: int, peers: int, cache: Path | None, without: Sequence[str] = ()) -> list[Unit]:
     """The exposures of a field, spread over its seeing, and who else measures each."""
     paths = sorted((field / "raw" / "sci").rglob("*_o.fits*"))[:exposures]
-    left_out = {*without, *(name for name, fields in SKIPPED.items() if field.name in fields)}
     work = []
     for k, path in enumerate(paths):
         with_it = tuple(
             peer
             for name, peer in available().items()
-            if peer and k < min(peers, SLOW.get(name, peers)) and name not in left_out
+            if peer and k < min(peers, SLOW.get(name, peers)) and name not in without
         )
         work.append(Unit(field, path, with_it, cache))
     return work
@@ -122,7 +120,8 @@ def write_page(docs: Path, by_field: dict[str, list[Frame]], found: list[Line], 
     text = ["# Measurement against truth", "", (
         "Made by `python -m ops.bench.measurement --out DIR --docs docs`: simulated full-size exposures with every "
         "effect on, measured by `make_science` and, on the same calibrated pixels with the same masks, by other "
-        "programs. Columns of peers are empty where a program gives no such figure. Where the time goes: "
+        "programs (photutils in a crowd the 8,000 sources of its middle). Columns of peers are empty where a program "
+        "gives no such figure. Where the time goes: "
         "[photometry-time.md](photometry-time.md)."
     ), ""]  # fmt: skip
     for name, frames in by_field.items():
