@@ -35,7 +35,8 @@ def inner(function: F) -> F:
     """As ``compiled``, for a function that only other compiled ones call and that makes no array.
 
     Every view of an array (a slice, a row) otherwise counts its references, which takes longer than the loop over the
-    dozen pixels that it is made for. The caller holds the arrays; what such a function returns must be none of its own.
+    dozen pixels that it is made for. The caller holds the arrays. Such a function may hand an array to another of
+    its kind, never back to a ``compiled`` one: that would release what nobody counted, and the heap breaks.
     """
     kernel: F = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=FREEDOM, _nrt=False)(function)
     return kernel
