@@ -14,6 +14,7 @@ from stream.core.errors import SubtractionError, UsageError
 from stream.core.flags import Mask
 from stream.core.records import SOURCE_DTYPE, Candidate
 from stream.extract import CANDIDATE_FIELDS, EXTRA_FIELDS, ExtractSettings, extract, extract_all
+from stream.extract.detect import detect_peaks, peak_values
 
 SHAPE = (512, 512)
 LENIENT = ExtractSettings(threshold=5.0, profile="noise-aware")
@@ -330,3 +331,21 @@ def test_two_near_sources_are_two():
     candidates = extract(science, scene.reference_of(science), difference)
     distance, index = found_at(candidates, x, y)
     assert sorted(index[distance < 0.6].tolist()) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("fwhm", [1.55, 2.0, 3.2])
+def test_the_place_in_the_pixel_does_not_decide_what_is_found(fwhm):
+    """S_corr of a point is the PSF's autocorrelation: its maximum counts, wherever the pixels lie."""
+    phases = np.linspace(-0.5, 0.5, 9)[:-1]
+    px, py = (v.ravel() for v in np.meshgrid(20 + 40 * np.arange(8) + phases, 20 + 40 * np.arange(8) + phases))
+    yy, xx = np.mgrid[0:340, 0:340]
+    score = np.zeros(yy.shape)
+    for x, y in zip(px, py, strict=True):
+        score += 4.2 * np.exp(-((xx - x) ** 2 + (yy - y) ** 2) / (4 * (fwhm / 2.3548) ** 2))
+    score = score.astype(np.float32)
+    peaks = detect_peaks(score, 4.0, fwhm, 1000)
+    assert len(peaks) == len(px)
+    assert np.allclose(peak_values(score, peaks), 4.2, rtol=0.03)
+    assert len(detect_peaks(score, 4.35, fwhm, 1000)) == 0
+    score[20, 26] = np.nan  # beside the first: its parabolas stand in
+    assert peak_values(score, peaks)[0] > 3.3
