@@ -89,7 +89,7 @@ class Settings(BaseSettings):
         0.01, ge=0, le=1, description="Share of the rejected candidates that go to ztf.rejected with their stamps."
     )
     fakes_share: float = Field(
-        0.75,  # a piece costs 8 to 11 per cent of its quadrant
+        1.0,  # a piece costs 5 to 6 per cent of its quadrant
         ge=0,
         le=1,
         description=(
