@@ -52,4 +52,4 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 from nights import night, processed, system  # noqa: E402, F401 - fixtures
-from services import broker, kafka, make_topic, prefix, redis_url, settings  # noqa: E402, F401 - fixtures
+from services import broker, client, kafka, make_topic, prefix, redis_url, settings  # noqa: E402, F401 - fixtures

@@ -67,6 +67,15 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    """An empty database of this test's own."""
+    found = redis.Redis.from_url(redis_url.rsplit("/", 1)[0] + "/9")
+    found.flushdb()
+    yield found
+    found.flushdb()
+
+
+@pytest.fixture
 def prefix(request: pytest.FixtureRequest) -> str:
     """A name of this test's own, for consumer groups, topics and Redis keys."""
     return re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:40] + "-" + uuid.uuid4().hex[:6]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import redis
 
 from stream.core.errors import StateLost, StateUnavailable, UsageError
 from stream.engine.state import Generation, Versions, connect
@@ -11,15 +10,6 @@ from stream.enrich.history import Event
 from stream.enrich.redis_history import RedisHistory
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture
-def client(redis_url: str):
-    """An empty database of this test's own."""
-    found = redis.Redis.from_url(redis_url.rsplit("/", 1)[0] + "/9")
-    found.flushdb()
-    yield found
-    found.flushdb()
 
 
 def test_an_empty_redis_is_never_taken_for_a_new_one(client):

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 
 import pytest
-import redis
 from confluent_kafka import TopicPartition
 
 from stream.alert import encode_batch, encode_report
@@ -19,15 +18,6 @@ from stream.engine.state import Generation
 pytestmark = pytest.mark.services
 JD = 2458889.75  # a night of its own: other tests publish on the same broker
 SOURCES = ("ztf.quadrants", "ztf.scored", "ztf.tracklets", "ztf.enriched")
-
-
-@pytest.fixture
-def client(redis_url: str):
-    """An empty database of this test's own."""
-    found = redis.Redis.from_url(redis_url.rsplit("/", 1)[0] + "/8")
-    found.flushdb()
-    yield found
-    found.flushdb()
 
 
 def report(number: int) -> QuadrantReport:

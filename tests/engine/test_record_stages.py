@@ -79,13 +79,10 @@ def moved(batch, jd: float, dra: float):
 
 
 @pytest.fixture
-def client(redis_url: str):
-    """A database of this test's own."""
-    found = redis.Redis.from_url(redis_url.rsplit("/", 1)[0] + "/8")
-    found.flushdb()
-    whole_state(found)
-    yield found
-    found.flushdb()
+def client(client: redis.Redis) -> redis.Redis:
+    """A database of this test's own that has lost nothing."""
+    whole_state(client)
+    return client
 
 
 def test_score_fills_both_scores_and_extends_the_ledger():
@@ -389,7 +386,7 @@ class Dying(redis.Redis):
     order=st.permutations(range(5)),
     deaths=st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=8),
 )
-def test_tracklets_survive_any_death_of_the_worker(client, redis_url, order, deaths):
+def test_tracklets_survive_any_death_of_the_worker(client, order, deaths):
     """Killed between any two commands to Redis, or before what it made was confirmed; what it had in hand comes again,
     sooner or later: exposures of several channels have no order of their own."""
     client.flushdb()
@@ -397,7 +394,7 @@ def test_tracklets_survive_any_death_of_the_worker(client, redis_url, order, dea
     while waiting:
         k = waiting.pop(0)
         death, later = deaths.pop(0) if deaths else (None, False)
-        dying = Dying.from_url(redis_url.rsplit("/", 1)[0] + "/8")
+        dying = Dying(connection_pool=client.connection_pool)
         dying.left = 1_000_000 if death is None else death
         try:
             outs = LinkStage(dying).handle(message("ztf.scored", encode_batch(moving(k))))

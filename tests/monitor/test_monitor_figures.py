@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-import redis
 from matplotlib.image import imread
 
 from stream.core.identity import expid_of, nid_of, pid_of, rid_of
@@ -26,15 +25,6 @@ def report(qid: int = 1, jd: float = JD, **changes) -> QuadrantReport:
     for name, value in changes.items():
         setattr(made, name, value)
     return made
-
-
-@pytest.fixture
-def client(redis_url: str):
-    """A database of this test's own."""
-    found = redis.Redis.from_url(redis_url.rsplit("/", 1)[0] + "/7")
-    found.flushdb()
-    yield found
-    found.flushdb()
 
 
 @pytest.mark.services
