@@ -116,7 +116,8 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
         night.said[kind] = ztf_stream("catalog", "import", kind, folder / name, *where, "--json").ok()
     raw = folder / "raw"
     night.said["calibration"] = ztf_stream("calibration", "build", raw / "cal", *where, "--json", "--workers", 1).ok()
-    night.said["reference"] = ztf_stream("reference", "build", raw / "ref", *where, "--json", "--workers", 2).ok()
+    # One process: in a fresh checkout two would compile the same loops at the same time, longer than all else takes.
+    night.said["reference"] = ztf_stream("reference", "build", raw / "ref", *where, "--json", "--workers", 1).ok()
     return night
 
 
@@ -132,7 +133,7 @@ class Processed:
 def processed(night: Night, tmp_path_factory: pytest.TempPathFactory) -> Processed:
     """The night's science packets through ``process``, into a store of its own."""
     store = night.sibling(tmp_path_factory.mktemp("offline") / "store", "catalogs", "cal", "ref")
-    said = ztf_stream("process", *night.science, "--store", store, "--json", "--workers", 2).ok()
+    said = ztf_stream("process", *night.science, "--store", store, "--json", "--workers", 1).ok()
     return Processed(store, said.rows())
 
 
