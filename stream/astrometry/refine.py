@@ -22,6 +22,7 @@ from stream.astrometry.refraction import MEAN_COLOUR, Refraction, bluer, colour_
 from stream.astrometry.solution import Pairs, tie
 from stream.astrometry.tpv import project, sky_positions
 from stream.core.displacement import Trend, fit_displacement
+from stream.core.flags import Info
 from stream.core.records import Astrometry, Distortion, Table
 
 F64 = NDArray[np.float64]
@@ -76,11 +77,14 @@ def refine(
         order, half = spread_order(stars.p, (shape[1] / 2, shape[0] / 2)), MAX_STARS // 2
         # The brightest carry the map, a sample of all others tells how good a place is.
         stars = stars[np.sort(np.concatenate([order[:half], order[half :: math.ceil((len(order) - half) / half)]]))]
-    solution = first
-    # A first solution of few stars may be a pixel or two off in the corners: their stars pair with the second one.
-    for _ in range(2 if first.n_matched < FEW_STARS else 1):
-        solution = _once(solution, stars, gaia, jd_mid, shape, fwhm, known, refraction)
-    return solution
+    solution = _once(first, stars, gaia, jd_mid, shape, fwhm, known, refraction)
+    if first.n_matched >= FEW_STARS:
+        return solution
+    # A first solution of few stars may be a pixel or two off in the corners: their stars pair with the second one. From
+    # a map that is fitted already chi-square changes either way: whether a fit makes it worse, the first turn tells.
+    told = solution.infobits & int(Info.CHI_CHANGE)
+    solution = _once(solution, stars, gaia, jd_mid, shape, fwhm, known, refraction)
+    return replace(solution, infobits=(solution.infobits & ~int(Info.CHI_CHANGE)) | told)
 
 
 def _once(
