@@ -23,9 +23,11 @@ from stream.astrometry import (
     solve,
 )
 from stream.astrometry.distortion import Solved, distortion_of, learn_distortion
+from stream.astrometry.refine import FEW_STARS
 from stream.astrometry.refraction import MEAN_COLOUR, Refraction, colour_of
 from stream.core.camera import FULL
 from stream.core.errors import AstrometryError
+from stream.core.flags import Info
 from stream.core.records import SOURCE_DTYPE, Astrometry, Distortion, Exposure
 from stream.simulate.fields import RandomField
 
@@ -156,6 +158,14 @@ def test_a_star_of_unknown_colour_is_less_sure_along_the_vertical() -> None:
     assert abs(np.mean(error[1])) < 0.004  # of all stars, faint ones too, however blue the fitted ones are
     assert np.sqrt(np.mean((error[1] / bare[1]) ** 2)) > 2.0
     np.testing.assert_array_equal(stated[0], bare[0])  # the vertical is the north here
+
+
+@pytest.mark.parametrize("density", [150, 400])
+def test_a_good_fit_of_few_stars_is_not_told_to_have_become_worse(density: float) -> None:
+    """Their solution is refined twice; from the first turn's map to the second's chi-square changes either way."""
+    solutions = [look(seed, density).refined() for seed in range(6)]
+    assert max(s.n_matched for s in solutions) < FEW_STARS
+    assert [s.infobits & Info.CHI_CHANGE for s in solutions] == [0] * 6
 
 
 def test_the_colour_of_an_image_is_that_of_its_stars() -> None:
