@@ -26,6 +26,7 @@ from stream.core.identity import utc_of
 from stream.core.records import (
     APERTURE_DIAMETERS,
     F32,
+    MEAN_COLOUR,
     Astrometry,
     Background,
     Difference,
@@ -277,7 +278,7 @@ def decode_science(files: Mapping[str, bytes]) -> ScienceImage:
                 displacement=_read_air(hdus.get(_AIR), shape),
                 centroid=(h.get("CENTRSN1", nan), h.get("CENTRMIN", nan)),
                 refraction=h.get("REFRACT", nan),
-                colour=h.get("COLOUR", 1.1),
+                colour=h.get("COLOUR", MEAN_COLOUR),
                 colour_sigma=(h.get("COLOURX", 0.0), h.get("COLOURY", 0.0)),
             ),
             zeropoint=zeropoint_of(h),

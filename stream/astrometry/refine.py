@@ -18,12 +18,12 @@ from stream.astrometry.epoch import position_errors, propagate
 from stream.astrometry.fit import Fit
 from stream.astrometry.lists import FLOOR_PX, MIN_FIT_SNR, Stars, spread_order, usable_stars
 from stream.astrometry.match import nearest_pairs
-from stream.astrometry.refraction import MEAN_COLOUR, Refraction, bluer, colour_of, fit_shift
+from stream.astrometry.refraction import Refraction, bluer, colour_of, fit_shift
 from stream.astrometry.solution import Pairs, tie
 from stream.astrometry.tpv import project, sky_positions
 from stream.core.displacement import Trend, fit_displacement
 from stream.core.flags import Info
-from stream.core.records import Astrometry, Distortion, Table
+from stream.core.records import MEAN_COLOUR, Astrometry, Distortion, Table
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from stream.core.records import Exposure, Table
+from stream.core.records import MEAN_COLOUR, Exposure, Table
 from stream.core.sphere import chord, unit_vectors
 
 F64 = NDArray[np.float64]
@@ -26,8 +26,6 @@ LATITUDE, LONGITUDE = 33.36, -116.86
 # band's effective wavelength.
 SHIFT = {1: 0.040, 2: 0.008, 3: 0.003}
 UNCERTAINTY = 0.5  # of that, relative: spectra are no function of one colour
-# The colour to which a WCS belongs where too few stars of the image tell theirs: BP-RP of a star of g-r 0.6.
-MEAN_COLOUR = 1.1
 COLOUR_SPREAD = 0.6  # r.m.s. of stars' BP-RP about it
 MIN_COLOURS = 20  # entries on an image whose mean colour is its own, to 0.1 mag: 3 mas in g
 MATCH_RADIUS = 1.0  # arcsec: a catalogue star's motion since 2016 and a faint source's error; crowds are farther apart

@@ -282,7 +282,7 @@ def summarise(plan: DemoPlan, gathered: Gathered, seconds: float) -> dict[str, A
         "streaks": gathered.n_streaks,
         "tracklets": len(gathered.tracklets),
         "dead_letters": [letter.reason for letter in gathered.letters.values()],
-        "unreadable": gathered.n_foreign,
+        "unreadable": gathered.n_unreadable,
         "latency": percentiles(ledgers, "arrived", "published", (50.0, 95.0, 100.0)),
         "latency_by_stage": latency_report(ledgers)["stages"],
         "injected": {name: _of_kind(injected, name) for name in ("transient", "asteroid")},

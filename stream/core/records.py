@@ -56,6 +56,9 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 U16 = NDArray[np.uint16]
 
+# BP-RP to which sky places belong where too few stars of the image tell theirs: a star of g-r 0.6.
+MEAN_COLOUR = 1.1
+
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
@@ -228,7 +231,7 @@ class Astrometry:
     displacement: Displacement | None = None
     centroid: tuple[float, float] = (float("nan"), float("nan"))
     refraction: float = float("nan")
-    colour: float = 1.1
+    colour: float = MEAN_COLOUR
     colour_sigma: tuple[float, float] = (0.0, 0.0)
 
     def sky_of(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

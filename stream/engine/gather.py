@@ -30,7 +30,7 @@ class Gathered:
     n_streaks: int = 0
     alerts: dict[str, list[Row]] = field(default_factory=dict)  # packets by topic
     packets: list[bytes] = field(default_factory=list)
-    n_foreign: int = 0  # messages that are not what their topic carries
+    n_unreadable: int = 0  # messages that are not what their topic carries
 
     @property
     def n_alerts(self) -> int:
@@ -104,7 +104,7 @@ class NightReader:
         try:
             self._keep(message)
         except MessageError:
-            self.gathered.n_foreign += 1
+            self.gathered.n_unreadable += 1
 
     def _keep(self, message: RawMessage) -> None:
         g = self.gathered

@@ -24,11 +24,11 @@ from stream.astrometry import (
 )
 from stream.astrometry.distortion import Solved, distortion_of, learn_distortion
 from stream.astrometry.refine import FEW_STARS
-from stream.astrometry.refraction import MEAN_COLOUR, Refraction, colour_of
+from stream.astrometry.refraction import Refraction, colour_of
 from stream.core.camera import FULL
 from stream.core.errors import AstrometryError
 from stream.core.flags import Info
-from stream.core.records import SOURCE_DTYPE, Astrometry, Distortion, Exposure
+from stream.core.records import MEAN_COLOUR, SOURCE_DTYPE, Astrometry, Distortion, Exposure
 from stream.simulate.fields import RandomField
 
 F64 = NDArray[np.float64]
